@@ -1,0 +1,312 @@
+//! A JSON scanner that walks a document once, in place, with a depth limit.
+//!
+//! It knows the grammar of RFC 8259 and nothing of values: a caller reads a number or a literal where it wants one and
+//! skips the rest. It borrows from the text, never allocates, and its recursion ends at [`DEPTH_MAX`].
+
+use super::{DEPTH_MAX, DecodeError};
+
+/// A position in a JSON text.
+#[derive(Debug, Clone)]
+pub(super) struct Scan<'a> {
+    text: &'a str,
+    bytes: &'a [u8],
+    at: usize,
+    depth: usize,
+}
+
+/// A string as it stands in the text, without its quotes.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct RawText<'a> {
+    raw: &'a str,
+    escaped: bool,
+}
+
+/// What kind of value begins at a position.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Begin {
+    Object,
+    Array,
+    Text,
+    Number,
+    True,
+    False,
+    Null,
+}
+
+impl Begin {
+    /// The kind as a person calls it.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Begin::Object => "an object",
+            Begin::Array => "an array",
+            Begin::Text => "text",
+            Begin::Number => "a number",
+            Begin::True | Begin::False => "a boolean",
+            Begin::Null => "null",
+        }
+    }
+}
+
+impl<'a> Scan<'a> {
+    /// A scanner at the start of a payload, which is checked to be UTF-8.
+    pub(super) fn new(payload: &'a [u8]) -> Result<Scan<'a>, DecodeError> {
+        let text = std::str::from_utf8(payload).map_err(|error| DecodeError::NotUtf8 { at: error.valid_up_to() })?;
+        Ok(Scan { text, bytes: payload, at: 0, depth: 0 })
+    }
+
+    /// Checks that nothing but white space follows.
+    pub(super) fn finish(&mut self) -> Result<(), DecodeError> {
+        self.space();
+        if self.at == self.bytes.len() { Ok(()) } else { Err(self.expected("the end of the document")) }
+    }
+
+    /// The kind of the next value, without consuming it.
+    pub(super) fn begin(&mut self) -> Result<Begin, DecodeError> {
+        self.space();
+        match self.peek() {
+            Some(b'{') => Ok(Begin::Object),
+            Some(b'[') => Ok(Begin::Array),
+            Some(b'"') => Ok(Begin::Text),
+            Some(b'-' | b'0'..=b'9') => Ok(Begin::Number),
+            Some(b't') => Ok(Begin::True),
+            Some(b'f') => Ok(Begin::False),
+            Some(b'n') => Ok(Begin::Null),
+            _ => Err(self.expected("a value")),
+        }
+    }
+
+    /// Consumes the opening bracket of an array or object that [`Scan::begin`] saw.
+    pub(super) fn open(&mut self) -> Result<(), DecodeError> {
+        if self.depth == DEPTH_MAX {
+            return Err(DecodeError::TooDeep { at: self.at });
+        }
+        self.depth += 1;
+        self.at += 1;
+        Ok(())
+    }
+
+    /// Moves to the next element of an array; false when the array has ended. `first` before the first element.
+    pub(super) fn element(&mut self, first: bool) -> Result<bool, DecodeError> {
+        self.next_item(first, b']', "`,` or `]`")
+    }
+
+    /// Moves to the value of an object's next member and returns its key; none when the object has ended.
+    pub(super) fn member(&mut self, first: bool) -> Result<Option<RawText<'a>>, DecodeError> {
+        if !self.next_item(first, b'}', "`,` or `}`")? {
+            return Ok(None);
+        }
+        self.space();
+        if self.peek() != Some(b'"') {
+            return Err(self.expected("a key"));
+        }
+        let key = self.string()?;
+        self.space();
+        if self.peek() != Some(b':') {
+            return Err(self.expected("`:`"));
+        }
+        self.at += 1;
+        Ok(Some(key))
+    }
+
+    /// Consumes a number and returns its text, which `f64::from_str` understands.
+    pub(super) fn number(&mut self) -> Result<&'a str, DecodeError> {
+        let start = self.at;
+        if self.peek() == Some(b'-') {
+            self.at += 1;
+        }
+        match self.peek() {
+            Some(b'0') => self.at += 1,
+            Some(b'1'..=b'9') => self.digits(),
+            _ => return Err(self.expected("a digit")),
+        }
+        if self.peek() == Some(b'.') {
+            self.at += 1;
+            self.some_digits()?;
+        }
+        if matches!(self.peek(), Some(b'e' | b'E')) {
+            self.at += 1;
+            if matches!(self.peek(), Some(b'+' | b'-')) {
+                self.at += 1;
+            }
+            self.some_digits()?;
+        }
+        Ok(&self.text[start..self.at])
+    }
+
+    /// Consumes the next value, whatever it is, checking its grammar.
+    pub(super) fn skip(&mut self) -> Result<(), DecodeError> {
+        match self.begin()? {
+            Begin::Text => self.string().map(drop),
+            Begin::Number => self.number().map(drop),
+            Begin::True => self.literal("true"),
+            Begin::False => self.literal("false"),
+            Begin::Null => self.literal("null"),
+            Begin::Array => {
+                self.open()?;
+                let mut first = true;
+                while self.element(first)? {
+                    first = false;
+                    self.skip()?;
+                }
+                Ok(())
+            }
+            Begin::Object => {
+                self.open()?;
+                let mut first = true;
+                while self.member(first)?.is_some() {
+                    first = false;
+                    self.skip()?;
+                }
+                Ok(())
+            }
+        }
+    }
+
+    fn next_item(&mut self, first: bool, close: u8, expected: &'static str) -> Result<bool, DecodeError> {
+        self.space();
+        match self.peek() {
+            Some(byte) if byte == close => {
+                self.at += 1;
+                self.depth -= 1;
+                Ok(false)
+            }
+            Some(b',') if !first => {
+                self.at += 1;
+                Ok(true)
+            }
+            Some(_) if first => Ok(true),
+            _ => Err(self.expected(expected)),
+        }
+    }
+
+    fn string(&mut self) -> Result<RawText<'a>, DecodeError> {
+        let start = self.at + 1;
+        self.at = start;
+        let mut escaped = false;
+        loop {
+            let rest = &self.bytes[self.at..];
+            let Some(plain) = rest.iter().position(|byte| matches!(byte, b'"' | b'\\' | 0..0x20)) else {
+                self.at = self.bytes.len();
+                return Err(self.expected("the end of the text"));
+            };
+            self.at += plain;
+            match rest[plain] {
+                b'"' => break,
+                b'\\' => {
+                    escaped = true;
+                    self.escape()?;
+                }
+                _ => return Err(self.expected("an escaped control character")),
+            }
+        }
+        let raw = &self.text[start..self.at];
+        self.at += 1;
+        Ok(RawText { raw, escaped })
+    }
+
+    fn escape(&mut self) -> Result<(), DecodeError> {
+        self.at += 1;
+        match self.peek() {
+            Some(b'"' | b'\\' | b'/' | b'b' | b'f' | b'n' | b'r' | b't') => self.at += 1,
+            Some(b'u') => {
+                self.at += 1;
+                for _ in 0..4 {
+                    if !self.peek().is_some_and(|byte| byte.is_ascii_hexdigit()) {
+                        return Err(self.expected("a hexadecimal digit"));
+                    }
+                    self.at += 1;
+                }
+            }
+            _ => return Err(self.expected("an escape")),
+        }
+        Ok(())
+    }
+
+    fn literal(&mut self, word: &'static str) -> Result<(), DecodeError> {
+        if !self.bytes[self.at..].starts_with(word.as_bytes()) {
+            return Err(self.expected("`true`, `false` or `null`"));
+        }
+        self.at += word.len();
+        Ok(())
+    }
+
+    fn some_digits(&mut self) -> Result<(), DecodeError> {
+        if !self.peek().is_some_and(|byte| byte.is_ascii_digit()) {
+            return Err(self.expected("a digit"));
+        }
+        self.digits();
+        Ok(())
+    }
+
+    fn digits(&mut self) {
+        while self.peek().is_some_and(|byte| byte.is_ascii_digit()) {
+            self.at += 1;
+        }
+    }
+
+    fn space(&mut self) {
+        while matches!(self.peek(), Some(b' ' | b'\t' | b'\n' | b'\r')) {
+            self.at += 1;
+        }
+    }
+
+    fn peek(&self) -> Option<u8> {
+        self.bytes.get(self.at).copied()
+    }
+
+    fn expected(&self, expected: &'static str) -> DecodeError {
+        DecodeError::Syntax { at: self.at, expected }
+    }
+}
+
+impl RawText<'_> {
+    /// Whether the string, its escapes resolved, is `token`. A lone surrogate equals nothing.
+    pub(super) fn is(&self, token: &str) -> bool {
+        if !self.escaped {
+            return self.raw == token;
+        }
+        let mut rest = self.raw;
+        let mut wanted = token.chars();
+        while !rest.is_empty() {
+            let Some(next) = unescaped_char(&mut rest) else { return false };
+            if wanted.next() != Some(next) {
+                return false;
+            }
+        }
+        wanted.next().is_none()
+    }
+}
+
+/// Takes one character, or one escape (or pair of surrogates), off the front of a string whose grammar is known good.
+fn unescaped_char(rest: &mut &str) -> Option<char> {
+    let mut chars = rest.chars();
+    let mut next = chars.next()?;
+    if next == '\\' {
+        next = match chars.next()? {
+            'b' => '\u{8}',
+            'f' => '\u{c}',
+            'n' => '\n',
+            'r' => '\r',
+            't' => '\t',
+            'u' => {
+                let (unit, tail) = hex_unit(chars.as_str())?;
+                chars = tail.chars();
+                if (0xD800..0xDC00).contains(&unit) {
+                    let (low, tail) = hex_unit(tail.strip_prefix("\\u")?)?;
+                    chars = tail.chars();
+                    char::decode_utf16([unit, low]).next()?.ok()?
+                } else {
+                    char::from_u32(u32::from(unit))?
+                }
+            }
+            same => same,
+        };
+    }
+    *rest = chars.as_str();
+    Some(next)
+}
+
+fn hex_unit(text: &str) -> Option<(u16, &str)> {
+    let (digits, tail) = text.split_at_checked(4)?;
+    Some((u16::from_str_radix(digits, 16).ok()?, tail))
+}
