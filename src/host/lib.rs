@@ -1,0 +1,17 @@
+//! Process plumbing that both binaries share, and that knows nothing of what Weir decides.
+//!
+//! - [`units`], [`config`]: configuration text with units, every mistake shown at once.
+//! - [`clock`]: monotonic service time carried over boots, and a wall clock that says whether to trust it.
+//! - [`tls`], [`quic`]: certificates and the identity in them; endpoints with limits for small boxes.
+//! - [`admin`]: health, metrics and status over loopback HTTP and a unix socket, on their own thread.
+//! - [`log`], [`shutdown`], [`notify`]: what a service owes its operator and its supervisor.
+
+pub mod admin;
+pub mod clock;
+pub mod config;
+pub mod log;
+pub mod notify;
+pub mod quic;
+pub mod shutdown;
+pub mod tls;
+pub mod units;
