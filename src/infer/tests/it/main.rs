@@ -1,0 +1,71 @@
+//! The reference models on both engines, bad models, and workers.
+#![allow(clippy::print_stderr)] // a skipped test says so
+
+mod bad_model;
+mod fetch;
+mod golden;
+mod worker;
+
+use std::path::{Path, PathBuf};
+
+use weir_infer::{Backend, LoadError, Manifest, Model, RuntimeLibrary};
+
+/// Models that both engines run, and the one that only ONNX Runtime does.
+const BOTH: [&str; 2] = ["watch-small", "watch-large"];
+const ORT_ONLY: &str = "watch-forest";
+
+fn models() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models")
+}
+
+fn manifest_path(name: &str) -> PathBuf {
+    models().join(format!("{name}.toml"))
+}
+
+fn load(name: &str, backend: Backend) -> Model {
+    Model::load(&manifest_path(name), backend, &library()).expect("a reference model loads")
+}
+
+/// A reference model, changed: what `change` makes of its manifest and bytes.
+fn load_changed(name: &str, backend: Backend, change: impl FnOnce(&mut Manifest, &mut Vec<u8>)) -> Result<Model, LoadError> {
+    let mut manifest = Manifest::read(&manifest_path(name)).expect("a reference manifest is right");
+    let mut bytes = manifest.model_bytes().expect("a reference model is whole");
+    change(&mut manifest, &mut bytes);
+    Model::from_bytes(manifest, bytes, backend, &library())
+}
+
+fn library() -> RuntimeLibrary {
+    RuntimeLibrary::from_env(None)
+}
+
+/// The engines there are here: `rten` always, `ort` if its library is installed.
+fn backends() -> Vec<Backend> {
+    let mut backends = vec![Backend::Rten];
+    backends.extend(has_ort().then_some(Backend::Ort));
+    backends
+}
+
+fn has_ort() -> bool {
+    match library().find() {
+        Ok(_) => true,
+        Err(error) => {
+            eprintln!("skipped: the ort backend, because there is {error}");
+            false
+        }
+    }
+}
+
+/// Numbers in [-1, 1) from a seed.
+struct Noise(u64);
+
+impl Noise {
+    fn next(&mut self) -> f32 {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 40) as f32 / (1u64 << 23) as f32 - 1.0
+    }
+
+    /// A raw window of about the size of real ones.
+    fn window(&mut self, manifest: &Manifest) -> Vec<f32> {
+        (0..manifest.row_len()).map(|_| self.next() * 2000.0).collect()
+    }
+}
