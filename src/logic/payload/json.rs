@@ -93,13 +93,13 @@ impl JsonDecoder {
             Some(Leaf::Time) => return self.time(scan, out),
             Some(Leaf::Rows) => {
                 *found_rows = scan.begin()? != Begin::Null;
-                return if *found_rows { self.rows(scan, out) } else { scan.skip() };
+                return if *found_rows { self.rows(scan, out) } else { Ok(scan.skip()?) };
             }
             None => {}
         }
         let begin = scan.begin()?;
         if !matches!(begin, Begin::Object | Begin::Array) {
-            return scan.skip();
+            return Ok(scan.skip()?);
         }
         scan.open()?;
         let mut index = 0;
@@ -136,7 +136,7 @@ impl JsonDecoder {
             Begin::Array => {}
             Begin::Null => {
                 out.columns[channel] = None;
-                return scan.skip();
+                return Ok(scan.skip()?);
             }
             other => return Err(wrong_type(pointer, "an array", other)),
         }
@@ -279,7 +279,10 @@ fn value(scan: &mut Scan<'_>, pointer: &Arc<str>, place: (usize, usize)) -> Resu
             scan.skip()?;
             f64::from(u8::from(begin == Begin::True))
         }
-        Begin::Null => return scan.skip().map(|()| None),
+        Begin::Null => {
+            scan.skip()?;
+            return Ok(None);
+        }
         other => return Err(wrong_type(pointer, "a number", other)),
     };
     if value.is_finite() { Ok(Some(value)) } else { Err(DecodeError::NotFinite { row: place.0, channel: place.1 }) }
