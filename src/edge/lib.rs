@@ -1,1 +1,2 @@
 //! Placeholder head, replaced with the first module.
+pub mod store;
