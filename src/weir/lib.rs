@@ -1,1 +1,3 @@
-//! Placeholder head, replaced with the first module.
+//! The operator's tool, as a library: what `weir` does, callable from tests and benches.
+
+pub mod pki;
