@@ -185,7 +185,7 @@ impl Engine {
         }
     }
 
-    /// Runs `work` where [`Engine::run`] is cheapest: `rten` pays 70 us a run when entered from outside its pool.
+    /// Where [`Engine::run`] is cheapest: `rten` pays 70 us a run when entered from outside its pool.
     pub(crate) fn home(&self) -> Home {
         match *self {
             #[cfg(feature = "ort")]

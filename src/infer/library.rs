@@ -42,6 +42,12 @@ pub enum LibraryError {
         /// The loader's words.
         message: String,
     },
+    /// The version is 1.29 or newer, or unknown, and would report to its maker.
+    #[error("{path} may send telemetry: set ORT_DISABLE_TELEMETRY=1 in the environment before starting, or run `weir runtime fetch` for the tested library, which has none", path = path.display())]
+    Telemetry {
+        /// The library.
+        path: PathBuf,
+    },
     /// A process can hold one.
     #[error("this process already uses {loaded} and cannot load {wanted} as well: name one library for all models", loaded = loaded.display(), wanted = wanted.display())]
     Another {
@@ -100,11 +106,11 @@ impl RuntimeLibrary {
 /// Sets `ORT_DISABLE_TELEMETRY=1` unless the variable is set already: from 1.29 on, the official library otherwise
 /// creates a device id, a database in the user's cache and a thread. Call it first thing in `main`.
 ///
-/// Returns whether the variable is set now: with other threads running the environment cannot be changed safely, and
-/// it is left alone.
+/// Returns whether telemetry is disabled now: with other threads running the environment cannot be changed safely, and
+/// it is left alone. Without the variable such a library is refused.
 pub fn disable_telemetry_env() -> bool {
     if std::env::var_os(TELEMETRY_VARIABLE).is_some() {
-        return true;
+        return telemetry_disabled();
     }
     let threads = std::fs::read_dir("/proc/self/task").map_or(0, Iterator::count);
     if threads != 1 {
@@ -116,6 +122,11 @@ pub fn disable_telemetry_env() -> bool {
         std::env::set_var(TELEMETRY_VARIABLE, "1");
     }
     true
+}
+
+/// Whether the variable has the value that turns telemetry off.
+pub(crate) fn telemetry_disabled() -> bool {
+    std::env::var_os(TELEMETRY_VARIABLE).is_some_and(|value| value == "1")
 }
 
 fn listed(folders: &[PathBuf]) -> String {
@@ -164,7 +175,7 @@ mod tests {
         let (stop, stopped) = std::sync::mpsc::channel::<()>();
         let other = std::thread::spawn(move || stopped.recv());
         let before = std::env::var_os(TELEMETRY_VARIABLE);
-        assert_eq!(disable_telemetry_env(), before.is_some());
+        assert_eq!(disable_telemetry_env(), before.as_deref() == Some("1".as_ref()));
         assert_eq!(std::env::var_os(TELEMETRY_VARIABLE), before);
         drop(stop);
         other.join().unwrap().unwrap_err();

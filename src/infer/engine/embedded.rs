@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use rten::{DataType, Dimension, Model, ModelOptions, NodeId, RunOptions, ThreadPool, Value, ValueType};
+use rten::{DataType, Dimension, Model, NodeId, RunOptions, ThreadPool, Value, ValueType};
 use rten_tensor::{AsView, Layout as _, Tensor, TensorView};
 
 use super::{Backend, Declared, Layout, LoadError, RunError, check};
@@ -21,7 +21,7 @@ pub struct Session {
 impl Session {
     pub(super) fn load(manifest: &Manifest, bytes: Vec<u8>) -> Result<Self, LoadError> {
         let pool = Arc::new(ThreadPool::with_num_threads(1));
-        let model = pool.run(|| ModelOptions::with_all_ops().prepack_weights(true).load(bytes));
+        let model = pool.run(|| Model::load(bytes));
         let model = model.map_err(|error| LoadError::Refused {
             backend: Backend::Rten,
             message: error.to_string(),

@@ -9,7 +9,7 @@ use ort::session::builder::GraphOptimizationLevel;
 use ort::value::{Outlet, TensorElementType, TensorRef, ValueType};
 
 use super::{Backend, Declared, Layout, LoadError, RunError, check};
-use crate::library::{LibraryError, RuntimeLibrary};
+use crate::library::{LibraryError, RuntimeLibrary, telemetry_disabled};
 use crate::manifest::Manifest;
 
 /// A model in ONNX Runtime, on the caller's thread.
@@ -51,21 +51,40 @@ impl Session {
 }
 
 /// One library and one environment a process: ONNX Runtime allows no more, and a second path would be ignored silently.
+/// Once a library is loaded it stays, and so does what came of it.
 fn environment(path: &Path) -> Result<Environment, LibraryError> {
     let mut loaded = LOADED.lock().unwrap_or_else(PoisonError::into_inner);
-    if let Some((first, environment)) = loaded.as_ref() {
+    if let Some((first, result)) = loaded.as_ref() {
         if first != path {
             return Err(LibraryError::Another { loaded: first.clone(), wanted: path.to_owned() });
         }
-        return Ok(environment.clone());
+        return result.clone();
     }
     let broken = |message: String| LibraryError::Broken { path: path.to_owned(), message };
     let builder = ort::init_from(path).map_err(|error| broken(error.to_string()))?;
-    let environment = builder.with_telemetry(false).build().map_err(|error| broken(error.to_string()))?;
-    // Its failures come back as errors; it need not print them too.
-    environment.set_log_level(LogLevel::Fatal);
-    *loaded = Some((path.to_owned(), environment.clone()));
-    Ok(environment)
+    let built =
+        telemetry_is_off(path).and_then(|()| builder.with_telemetry(false).build().map_err(|error| broken(error.to_string())));
+    if let Ok(environment) = &built {
+        // Its failures come back as errors; it need not print them too.
+        environment.set_log_level(LogLevel::Fatal);
+    }
+    *loaded = Some((path.to_owned(), built.clone()));
+    built
+}
+
+/// Libraries from 1.29 on start their telemetry with the environment, whatever the API is told; only the variable helps.
+fn telemetry_is_off(path: &Path) -> Result<(), LibraryError> {
+    let version = minor_version(ort::info());
+    if version.is_some_and(|minor| minor < FIRST_WITH_TELEMETRY) || telemetry_disabled() {
+        return Ok(());
+    }
+    Err(LibraryError::Telemetry { path: path.to_owned() })
+}
+
+/// The `29` of `... git-branch=rel-1.29.0, ...`; `None` for builds that do not say.
+fn minor_version(build_info: &str) -> Option<u32> {
+    let (_, release) = build_info.split_once("git-branch=rel-1.")?;
+    release.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
 }
 
 /// One thread: the default takes all cores and is slower. No execution provider is named: naming the CPU's turns off
@@ -101,4 +120,18 @@ fn failed(error: ort::Error) -> RunError {
     RunError::Engine { backend: Backend::Ort, message: error.to_string() }
 }
 
-static LOADED: Mutex<Option<(PathBuf, Environment)>> = Mutex::new(None);
+static LOADED: Mutex<Option<(PathBuf, Result<Environment, LibraryError>)>> = Mutex::new(None);
+const FIRST_WITH_TELEMETRY: u32 = 29;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_version_is_read_from_the_build_info_or_not_at_all() {
+        let info = "ORT Build Info: git-branch=rel-1.23.2, git-commit-id=a83fc4d58c, build type=Release";
+        assert_eq!(minor_version(info), Some(23));
+        assert_eq!(minor_version("ORT Build Info: git-branch=HEAD, build type=Release"), None);
+        assert_eq!(minor_version("git-branch=rel-1."), None);
+    }
+}

@@ -8,7 +8,7 @@ mod worker;
 
 use std::path::{Path, PathBuf};
 
-use weir_infer::{Backend, LoadError, Manifest, Model, RuntimeLibrary};
+use weir_infer::{Backend, LibraryError, LoadError, Manifest, Model, RuntimeLibrary};
 
 /// Models that both engines run, and the one that only ONNX Runtime does.
 const BOTH: [&str; 2] = ["watch-small", "watch-large"];
@@ -46,10 +46,12 @@ fn backends() -> Vec<Backend> {
 }
 
 fn has_ort() -> bool {
-    match library().find() {
+    let loaded = Model::load(&manifest_path(BOTH[0]), Backend::Ort, &library());
+    match loaded {
         Ok(_) => true,
+        Err(error @ LoadError::Library(LibraryError::Broken { .. } | LibraryError::Another { .. })) => panic!("{error}"),
         Err(error) => {
-            eprintln!("skipped: the ort backend, because there is {error}");
+            eprintln!("skipped: the ort backend, because: {error}");
             false
         }
     }
