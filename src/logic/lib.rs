@@ -4,11 +4,18 @@
 //! in `edge` and `cloud` carry out what is returned. The same code runs on the box, in the simulator and in the tests.
 
 pub mod block;
+pub mod gateway;
 pub mod ids;
+pub mod ingest;
+pub mod lanes;
 pub mod mqtt;
 pub mod payload;
+pub mod plan;
+pub mod policy;
 pub mod ranges;
+pub mod receive;
 pub mod store;
+pub mod uplink;
 pub mod window;
 pub mod wire;
 

@@ -1,0 +1,461 @@
+//! The gateway: one pure state machine from sockets to the cloud.
+//!
+//! [`Gateway::handle`] takes what happened, [`Gateway::poll`] says what to do next, [`Gateway::deadline_us`] when to come
+//! back if nothing happens. The shell carries out outputs and reports what came of them; it decides nothing.
+
+use std::collections::VecDeque;
+
+use bytes::Bytes;
+
+use crate::ids::{BlockKey, Class, Epoch, PerClass, Void};
+use crate::ingest::{ConnId, InferJob, Ingest, Moment, RouteError, Verdict};
+use crate::lanes::{Flow, Lanes, Outgoing};
+use crate::mqtt::{AuthRefusal, Close, UserIndex};
+use crate::plan::{Plan, Reason, plan};
+use crate::policy::Policy;
+use crate::store::{CommitRequest, Held, StoreError};
+use crate::uplink::{DownReason, Session, SessionOutput};
+
+/// What happened.
+#[derive(Debug)]
+pub enum Input<'a> {
+    /// Time passed.
+    Tick,
+    /// A socket was accepted.
+    ClientOpened {
+        /// Its number, never used before.
+        conn: ConnId,
+    },
+    /// A read of a client's socket brought bytes, at most 64 KiB.
+    ClientRead {
+        /// The client.
+        conn: ConnId,
+        /// The bytes.
+        bytes: &'a [u8],
+    },
+    /// A client's socket ended.
+    ClientLost {
+        /// The client.
+        conn: ConnId,
+    },
+    /// Answers [`Output::Authenticate`].
+    Authenticated {
+        /// The client.
+        conn: ConnId,
+        /// Who it is, or why it is not let in.
+        result: Result<UserIndex, AuthRefusal>,
+    },
+    /// Answers [`Output::Infer`]; `None` if the model failed.
+    Inferred {
+        /// The job's number.
+        job: u64,
+        /// What the model says.
+        verdict: Option<Verdict>,
+    },
+    /// Answers [`Output::Commit`].
+    Committed {
+        /// The request's ticket.
+        ticket: u64,
+        /// Whether all of it is durable.
+        result: Result<(), StoreError>,
+    },
+    /// Answers [`Output::Load`]; `None` if there is no such block.
+    Loaded {
+        /// The block's key.
+        key: BlockKey,
+        /// The block.
+        block: Option<Bytes>,
+    },
+    /// An uplink is connected and its control stream is open.
+    UplinkConnected {
+        /// The uplink.
+        uplink: u8,
+    },
+    /// Bytes came on an uplink's control stream.
+    UplinkControl {
+        /// The uplink.
+        uplink: u8,
+        /// The bytes.
+        bytes: &'a [u8],
+    },
+    /// An uplink's transport took bytes of blocks.
+    UplinkWritten {
+        /// The uplink.
+        uplink: u8,
+        /// The stream.
+        flow: Flow,
+        /// How many.
+        len: u64,
+    },
+    /// An uplink's connection ended or could not be made.
+    UplinkClosed {
+        /// The uplink.
+        uplink: u8,
+        /// Why.
+        reason: String,
+    },
+    /// The process is asked to stop.
+    Stop,
+}
+
+/// What to do.
+#[derive(Debug, PartialEq)]
+pub enum Output {
+    /// Write to a client.
+    ClientWrite {
+        /// The client.
+        conn: ConnId,
+        /// The bytes.
+        bytes: Vec<u8>,
+    },
+    /// Read from a client once more.
+    ClientRead {
+        /// The client.
+        conn: ConnId,
+    },
+    /// Close a client's socket after what was written.
+    ClientClose {
+        /// The client.
+        conn: ConnId,
+        /// Why.
+        close: Close,
+    },
+    /// Check a client's credentials.
+    Authenticate {
+        /// The client.
+        conn: ConnId,
+        /// User name as sent.
+        username: Option<String>,
+        /// Password as sent.
+        password: Option<Vec<u8>>,
+    },
+    /// Score a window.
+    Infer(InferJob),
+    /// Write to the buffer.
+    Commit(CommitRequest),
+    /// Read from the buffer.
+    Load {
+        /// The block's key.
+        key: BlockKey,
+    },
+    /// Connect an uplink.
+    Connect {
+        /// The uplink.
+        uplink: u8,
+    },
+    /// Write to an uplink's control stream.
+    ControlWrite {
+        /// The uplink.
+        uplink: u8,
+        /// The bytes.
+        bytes: Vec<u8>,
+    },
+    /// Write a block to one of an uplink's lane streams.
+    SendBlock {
+        /// The uplink.
+        uplink: u8,
+        /// The stream.
+        flow: Flow,
+        /// The block.
+        block: Bytes,
+    },
+    /// Close an uplink's connection.
+    Disconnect {
+        /// The uplink.
+        uplink: u8,
+    },
+    /// Something worth telling a person.
+    Event(Event),
+}
+
+/// Changes of state, for the log and the status page.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Event {
+    /// An uplink came up.
+    UplinkUp {
+        /// The uplink.
+        uplink: u8,
+    },
+    /// An uplink went down, or could not come up.
+    UplinkDown {
+        /// The uplink.
+        uplink: u8,
+        /// Why.
+        reason: DownReason,
+    },
+    /// The plan for a stream was made or has changed.
+    Planned {
+        /// The stream.
+        stream: u16,
+        /// The plan's version.
+        version: u64,
+        /// What is planned, in words.
+        planned: String,
+        /// Why.
+        reason: Reason,
+    },
+    /// The buffer did not take a transaction; it is tried again.
+    CommitFailed {
+        /// Why.
+        error: StoreError,
+    },
+    /// The buffer takes transactions again.
+    CommitRecovered,
+}
+
+/// What the gateway starts with.
+#[derive(Debug)]
+pub struct Start<'a> {
+    /// Drawn for this run, never used before.
+    pub epoch: Epoch,
+    /// From the same draw; spreads hash tables and retries.
+    pub seed: u64,
+    /// Version of the software, told to the cloud.
+    pub software: &'a str,
+    /// Blocks found in the buffer, oldest first.
+    pub held: &'a [Held],
+    /// Voids found in the buffer.
+    pub voids: &'a [Void],
+}
+
+/// The composition: ingest, lanes, uplinks and the plan between them.
+#[derive(Debug)]
+pub struct Gateway {
+    policy: Policy,
+    plan: Plan,
+    ingest: Ingest,
+    lanes: Lanes,
+    uplinks: Vec<Session>,
+    software: String,
+    outputs: VecDeque<Output>,
+    safe: PerClass<u64>,
+    commit_failing: bool,
+    stopping: bool,
+}
+
+impl Gateway {
+    /// A gateway about to start: poll it for its first outputs.
+    ///
+    /// # Errors
+    /// A topic filter of the policy that is malformed.
+    pub fn new(now: Moment, policy: Policy, start: &Start<'_>) -> Result<Self, RouteError> {
+        let now_us = now.service_us;
+        let ingest = Ingest::new(now_us, start.epoch, &policy, start.seed)?;
+        let lanes = Lanes::new(now_us, start.epoch, policy.lanes, policy.lanes_limits, start.held, start.voids);
+        let uplinks =
+            (0..policy.uplinks).map(|i| Session::new(now_us, policy.session, start.seed.wrapping_add(i as u64))).collect();
+        let plan = plan(&policy, None);
+        let mut gateway = Gateway {
+            safe: lanes.safe(),
+            policy,
+            plan,
+            ingest,
+            lanes,
+            uplinks,
+            software: start.software.to_owned(),
+            outputs: VecDeque::new(),
+            commit_failing: false,
+            stopping: false,
+        };
+        gateway.announce_plan();
+        gateway.settle(now);
+        Ok(gateway)
+    }
+
+    /// Takes in what happened.
+    pub fn handle(&mut self, now: Moment, input: Input<'_>) {
+        let now_us = now.service_us;
+        self.lanes.set_wall_offset(now.wall_offset_us);
+        let (ingest, plan, lanes) = (&mut self.ingest, &self.plan, &mut self.lanes);
+        match input {
+            Input::Tick => {}
+            Input::ClientOpened { conn } => ingest.opened(now_us, conn),
+            Input::ClientRead { conn, bytes } => ingest.read(now, plan, lanes, conn, bytes),
+            Input::ClientLost { conn } => ingest.lost(now, plan, lanes, conn),
+            Input::Authenticated { conn, result } => ingest.authenticated(now, plan, lanes, conn, result),
+            Input::Inferred { job, verdict } => ingest.inferred(now, plan, lanes, job, verdict.as_ref()),
+            Input::Committed { ticket, result } => self.committed(now_us, ticket, result),
+            Input::Loaded { key, block } => lanes.loaded(now_us, key, block),
+            Input::UplinkConnected { uplink } => {
+                let (epoch, held) = (lanes.epoch(), lanes.held_epochs());
+                self.uplinks[usize::from(uplink)].connected(now_us, epoch, &held, &self.software);
+            }
+            Input::UplinkControl { uplink, bytes } => self.uplinks[usize::from(uplink)].control(now_us, bytes),
+            Input::UplinkWritten { flow, len, .. } => lanes.written(flow, len),
+            Input::UplinkClosed { uplink, reason } => self.uplinks[usize::from(uplink)].closed(now_us, reason),
+            Input::Stop => self.stop(now),
+        }
+        self.settle(now);
+    }
+
+    /// What to do next.
+    pub fn poll(&mut self) -> Option<Output> {
+        self.outputs.pop_front()
+    }
+
+    /// When to call [`Gateway::handle`] with [`Input::Tick`] if nothing else happens; service time.
+    pub fn deadline_us(&mut self) -> u64 {
+        let mut deadline = self.lanes.deadline_us();
+        if !self.stopping {
+            deadline = deadline.min(self.ingest.deadline_us());
+        }
+        if self.uplinks.iter().any(Session::is_up) {
+            deadline = deadline.min(self.lanes.linger_due_us());
+        }
+        self.uplinks.iter().map(Session::deadline_us).fold(deadline, u64::min)
+    }
+
+    /// Lets every part do what is now possible.
+    fn settle(&mut self, now: Moment) {
+        let now_us = now.service_us;
+        if !self.stopping {
+            self.ingest.tick(now, &self.plan, &mut self.lanes);
+        }
+        self.lanes.tick(now_us);
+        for index in 0..self.uplinks.len() {
+            let settled = || self.lanes.settled();
+            self.uplinks[index].tick(now_us, settled);
+            self.drain_session(now_us, index);
+        }
+        self.send(now_us);
+        if let Some(request) = self.lanes.commit(now_us) {
+            self.outputs.push_back(Output::Commit(request));
+        }
+        let safe = self.lanes.safe();
+        if safe != self.safe {
+            self.safe = safe;
+            self.ingest.progressed(now, &self.plan, &mut self.lanes);
+        }
+        self.drain_ingest();
+    }
+
+    fn drain_ingest(&mut self) {
+        use crate::ingest::Output as Out;
+        while let Some(output) = self.ingest.poll() {
+            self.outputs.push_back(match output {
+                Out::Write { conn, bytes } => Output::ClientWrite { conn, bytes },
+                Out::Read { conn } => Output::ClientRead { conn },
+                Out::Close { conn, close } => Output::ClientClose { conn, close },
+                Out::Authenticate { conn, username, password } => Output::Authenticate { conn, username, password },
+            });
+        }
+        self.outputs.extend(self.ingest.take_jobs().into_iter().map(Output::Infer));
+    }
+
+    fn drain_session(&mut self, now_us: u64, index: usize) {
+        let uplink = index as u8;
+        while let Some(output) = self.uplinks[index].poll() {
+            match output {
+                SessionOutput::Connect => self.outputs.push_back(Output::Connect { uplink }),
+                SessionOutput::Write(bytes) => self.outputs.push_back(Output::ControlWrite { uplink, bytes }),
+                SessionOutput::Disconnect(_) => self.outputs.push_back(Output::Disconnect { uplink }),
+                SessionOutput::Acked { epoch, lane, range } => self.lanes.ack(now_us, lane, epoch, range),
+                SessionOutput::Up => {
+                    self.lanes.set_uplink_up(now_us, true);
+                    self.outputs.push_back(Output::Event(Event::UplinkUp { uplink }));
+                }
+                SessionOutput::Down(reason) => {
+                    self.lanes.session_lost(uplink);
+                    let up = self.uplinks.iter().any(Session::is_up);
+                    self.lanes.set_uplink_up(now_us, up);
+                    self.outputs.push_back(Output::Event(Event::UplinkDown { uplink, reason }));
+                }
+            }
+        }
+    }
+
+    /// Hands over what the best uplink that is up can take.
+    fn send(&mut self, now_us: u64) {
+        let order = &self.plan.uplinks[Class::Normal.index()];
+        let Some(&uplink) = order.iter().find(|&&uplink| self.uplinks[usize::from(uplink)].is_up()) else { return };
+        let session = &mut self.uplinks[usize::from(uplink)];
+        let voids = self.lanes.take_voids_to_send();
+        if !voids.is_empty() {
+            session.send_voids(&voids);
+        }
+        let credits = session.credits(now_us);
+        while let Some(outgoing) = self.lanes.outgoing(now_us, uplink, &credits) {
+            self.outputs.push_back(match outgoing {
+                Outgoing::Send { flow, block, .. } => Output::SendBlock { uplink, flow, block },
+                Outgoing::Load { key } => Output::Load { key },
+            });
+        }
+        self.drain_session(now_us, usize::from(uplink));
+    }
+
+    fn committed(&mut self, now_us: u64, ticket: u64, result: Result<(), StoreError>) {
+        match (&result, self.commit_failing) {
+            (Err(error), false) => {
+                self.commit_failing = true;
+                self.outputs.push_back(Output::Event(Event::CommitFailed { error: error.clone() }));
+            }
+            (Ok(()), true) => {
+                self.commit_failing = false;
+                self.outputs.push_back(Output::Event(Event::CommitRecovered));
+            }
+            _ => {}
+        }
+        self.lanes.committed(now_us, ticket, result);
+        if self.stopping
+            && let Some(request) = self.lanes.final_commit(now_us)
+        {
+            self.outputs.push_back(Output::Commit(request));
+        }
+    }
+
+    /// Ends connections, closes what is open, and writes what is not yet safe.
+    fn stop(&mut self, now: Moment) {
+        if std::mem::replace(&mut self.stopping, true) {
+            return;
+        }
+        self.ingest.stop(now, &self.plan, &mut self.lanes);
+        for index in 0..self.uplinks.len() {
+            self.uplinks[index].stop(now.service_us);
+            self.drain_session(now.service_us, index);
+        }
+        if let Some(request) = self.lanes.final_commit(now.service_us) {
+            self.outputs.push_back(Output::Commit(request));
+        }
+    }
+
+    /// True once everything that can be made safe after [`Input::Stop`] is.
+    pub fn is_stopped(&self) -> bool {
+        self.stopping && (self.commit_failing || !self.lanes.is_committing())
+    }
+
+    fn announce_plan(&mut self) {
+        for (index, entry) in self.plan.streams.iter().enumerate() {
+            self.outputs.push_back(Output::Event(Event::Planned {
+                stream: index as u16,
+                version: self.plan.version,
+                planned: entry.to_string(),
+                reason: entry.reason,
+            }));
+        }
+    }
+
+    /// The policy in force.
+    pub fn policy(&self) -> &Policy {
+        &self.policy
+    }
+
+    /// The plan in force.
+    pub fn plan(&self) -> &Plan {
+        &self.plan
+    }
+
+    /// Connections and streams, for status and metrics.
+    pub fn ingest(&self) -> &Ingest {
+        &self.ingest
+    }
+
+    /// Lanes, for status and metrics.
+    pub fn lanes(&self) -> &Lanes {
+        &self.lanes
+    }
+
+    /// Uplinks, for status and metrics.
+    pub fn uplinks(&self) -> &[Session] {
+        &self.uplinks
+    }
+}

@@ -1,0 +1,566 @@
+//! From sockets to lanes: MQTT connections, who they are, and what becomes of each message.
+//!
+//! Every message has exactly one [`Fate`], counted per stream. A QoS 1 sender gets its PUBACK, in the order of receipt, when
+//! what its message became is safe; a message that is folded, filtered or cannot be used is acknowledged on receipt.
+//! Backpressure needs no queue: a connection is read only when [`Output::Read`] says so, and it says so only
+//! while there is room.
+
+mod streams;
+
+use std::collections::{BTreeMap, VecDeque};
+
+use crate::ids::Epoch;
+use crate::lanes::Lanes;
+use crate::mqtt::{
+    Ack, AckQueue, AuthRefusal, Close, Connection, Counters, DisconnectReason, Event, Filter, FilterError, FilterTree, Flow,
+    Next, Pause, PubAck, Publish, Route, TopicRouter, UserIndex,
+};
+use crate::plan::Plan;
+use crate::policy::Policy;
+
+pub use streams::{InferJob, Verdict};
+
+use streams::Streams;
+
+/// A connection's number, never given twice in one run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ConnId(pub u64);
+
+/// Now, by both clocks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Moment {
+    /// Service time in microseconds; never goes back.
+    pub service_us: u64,
+    /// Unix time minus service time, if the wall clock is trusted.
+    pub wall_offset_us: Option<i64>,
+}
+
+impl Moment {
+    /// The time an event without a time of its own gets: Unix time if it is known, else service time.
+    pub fn event_us(&self) -> i64 {
+        self.service_us as i64 + self.wall_offset_us.unwrap_or(0)
+    }
+}
+
+/// What a message becomes; the first four are fates of messages, the others count records made of several.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fate {
+    /// A record of its own.
+    Kept,
+    /// Part of an aggregate or a verdict only.
+    Folded,
+    /// Nothing: the stream's rules keep other messages.
+    Filtered,
+    /// Could not be decoded.
+    Undecodable,
+    /// An aggregate's record.
+    Aggregate,
+    /// A verdict's record.
+    Verdict,
+    /// A raw window's record, kept because of its verdict.
+    Window,
+}
+
+/// Counts of a stream.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct FateCounters {
+    /// Messages that became a record.
+    pub kept: u64,
+    /// Messages folded into something smaller.
+    pub folded: u64,
+    /// Messages that rules let go.
+    pub filtered: u64,
+    /// Messages that did not decode.
+    pub undecodable: u64,
+    /// Aggregates recorded.
+    pub aggregates: u64,
+    /// Verdicts recorded.
+    pub verdicts: u64,
+    /// Raw windows recorded.
+    pub windows: u64,
+}
+
+impl FateCounters {
+    fn add(&mut self, fate: Fate) {
+        let counter = match fate {
+            Fate::Kept => &mut self.kept,
+            Fate::Folded => &mut self.folded,
+            Fate::Filtered => &mut self.filtered,
+            Fate::Undecodable => &mut self.undecodable,
+            Fate::Aggregate => &mut self.aggregates,
+            Fate::Verdict => &mut self.verdicts,
+            Fate::Window => &mut self.windows,
+        };
+        *counter += 1;
+    }
+}
+
+/// A message that waits for a record it was folded into.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Waiting {
+    conn: ConnId,
+    ticket: u64,
+}
+
+/// A payload that could not be used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Rejected {
+    reason: &'static str,
+}
+
+/// A message kept for inspection because nothing could be made of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Inspected {
+    /// When it came.
+    pub at_us: u64,
+    /// Its topic.
+    pub topic: String,
+    /// `unmatched` or why it did not decode.
+    pub reason: &'static str,
+    /// The first bytes of its payload.
+    pub payload: Vec<u8>,
+}
+
+/// What the shell is to do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Output {
+    /// Write to the client.
+    Write {
+        /// The client.
+        conn: ConnId,
+        /// The bytes.
+        bytes: Vec<u8>,
+    },
+    /// Read from the client once more.
+    Read {
+        /// The client.
+        conn: ConnId,
+    },
+    /// Close the client's socket after what was written.
+    Close {
+        /// The client.
+        conn: ConnId,
+        /// Why.
+        close: Close,
+    },
+    /// Check who this is, off the runtime's threads, and answer with [`Ingest::authenticated`].
+    Authenticate {
+        /// The client.
+        conn: ConnId,
+        /// User name as sent.
+        username: Option<String>,
+        /// Password as sent.
+        password: Option<Vec<u8>>,
+    },
+}
+
+/// Why a policy's filters cannot be used.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("topic filter '{filter}': {error}")]
+pub struct RouteError {
+    /// The filter.
+    pub filter: String,
+    /// What is wrong with it.
+    pub error: FilterError,
+}
+
+#[derive(Debug)]
+struct Client {
+    conn: Connection,
+    acks: AckQueue,
+    /// The shell waits for [`Output::Read`].
+    wants_read: bool,
+    /// It is not read because everything is full.
+    held: bool,
+}
+
+/// All MQTT connections and streams.
+#[derive(Debug)]
+pub struct Ingest {
+    epoch: Epoch,
+    limits: crate::mqtt::ConnLimits,
+    connections_max: usize,
+    clients: BTreeMap<ConnId, Client>,
+    /// Who holds a client id: the connection that was let in with it last.
+    client_ids: BTreeMap<String, (UserIndex, ConnId)>,
+    router: TopicRouter,
+    streams: Streams,
+    outputs: VecDeque<Output>,
+    counters: Counters,
+    totals: IngestCounters,
+    inspected: VecDeque<Inspected>,
+    ticked_us: u64,
+    full: bool,
+}
+
+/// Counts over all connections since start.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct IngestCounters {
+    /// Connections accepted.
+    pub connections: u64,
+    /// Connections refused because there were too many.
+    pub connections_refused: u64,
+    /// Connections taken over by a newer one of the same client id and user.
+    pub taken_over: u64,
+    /// Messages on topics that no stream wants.
+    pub unmatched: u64,
+    /// Messages on topics that their user may not publish to.
+    pub denied: u64,
+    /// Messages of devices for which there was no room.
+    pub devices_refused: u64,
+    /// Times that reading stopped because memory or the queue of windows was full.
+    pub full: u64,
+}
+
+/// How often connections are looked at for timeouts.
+const TICK_US: u64 = 100_000;
+/// Messages kept for inspection, and bytes of each.
+const INSPECTED_COUNT_MAX: usize = 16;
+const INSPECTED_LEN_MAX: usize = 512;
+
+impl Ingest {
+    /// No connections yet. `seed` spreads hash tables.
+    ///
+    /// # Errors
+    /// A topic filter that is malformed.
+    pub fn new(now_us: u64, epoch: Epoch, policy: &Policy, seed: u64) -> Result<Self, RouteError> {
+        let streams = tree(
+            policy.streams.iter().enumerate().flat_map(|(index, stream)| stream.filters.iter().map(move |f| (index as u16, f))),
+        )?;
+        let permissions =
+            policy.users.iter().map(|user| tree(user.publish.iter().map(|f| (0, f)))).collect::<Result<Vec<_>, _>>()?;
+        Ok(Ingest {
+            epoch,
+            limits: policy.connections,
+            connections_max: policy.connections_max,
+            clients: BTreeMap::new(),
+            client_ids: BTreeMap::new(),
+            router: TopicRouter::new(streams, permissions, policy.router, seed),
+            streams: Streams::new(&policy.streams, seed),
+            outputs: VecDeque::new(),
+            counters: Counters::default(),
+            totals: IngestCounters::default(),
+            inspected: VecDeque::new(),
+            ticked_us: now_us,
+            full: false,
+        })
+    }
+
+    /// What to do next; call until `None` after every other call.
+    pub fn poll(&mut self) -> Option<Output> {
+        self.outputs.pop_front()
+    }
+
+    /// Windows to be scored since the last call.
+    pub fn take_jobs(&mut self) -> Vec<InferJob> {
+        std::mem::take(&mut self.streams.jobs)
+    }
+
+    /// A socket was accepted; it is read at once, unless there are too many.
+    pub fn opened(&mut self, now_us: u64, conn: ConnId) {
+        if self.clients.len() >= self.connections_max {
+            self.totals.connections_refused += 1;
+            self.outputs.push_back(Output::Close { conn, close: Close::Refused(AuthRefusal::TooManyClients) });
+            return;
+        }
+        self.totals.connections += 1;
+        let connection = Connection::new(self.limits, self.epoch, conn.0, now_us);
+        self.clients.insert(conn, Client { conn: connection, acks: AckQueue::new(), wants_read: false, held: false });
+        self.outputs.push_back(Output::Read { conn });
+    }
+
+    /// The socket ended.
+    pub fn lost(&mut self, now: Moment, plan: &Plan, lanes: &mut Lanes, conn: ConnId) {
+        if let Some(client) = self.clients.get_mut(&conn) {
+            client.conn.lost();
+            self.drop_client(now, plan, lanes, conn);
+        }
+    }
+
+    /// A read of the socket brought bytes, at most 64 KiB.
+    pub fn read(&mut self, now: Moment, plan: &Plan, lanes: &mut Lanes, conn: ConnId, bytes: &[u8]) {
+        let Some(client) = self.clients.get_mut(&conn) else { return };
+        let user = client.conn.user();
+        let Client { conn: connection, acks, .. } = client;
+        let (router, streams, totals, inspected, outputs) =
+            (&mut self.router, &mut self.streams, &mut self.totals, &mut self.inspected, &mut self.outputs);
+        let next = connection.read(now.service_us, bytes, |event| {
+            match event {
+                Event::Connect(request) => outputs.push_back(Output::Authenticate {
+                    conn,
+                    username: request.username.map(str::to_owned),
+                    password: request.password.map(<[u8]>::to_vec),
+                }),
+                Event::Publish(publish) => {
+                    let user = user.expect("a connection publishes only once it is let in");
+                    let waiting = (publish.qos == 1).then(|| Waiting { conn, ticket: acks.next_ticket() });
+                    let ack = take_in(now, plan, lanes, router, streams, (totals, inspected), user, &publish, waiting);
+                    if publish.qos == 1 {
+                        acks.push(publish.packet_id, ack);
+                    }
+                }
+                Event::Closed(_) => {}
+            }
+            Flow::Continue
+        });
+        acks.release(&lanes.safe(), connection);
+        self.after(now, plan, lanes, conn, next);
+    }
+
+    /// Carries out what a connection wants after a read, a tick or a pause.
+    fn after(&mut self, now: Moment, plan: &Plan, lanes: &mut Lanes, conn: ConnId, next: Next) {
+        let Some(client) = self.clients.get_mut(&conn) else { return };
+        self.counters.add(&client.conn.take_counters());
+        flush(&mut self.outputs, conn, client);
+        self.full = lanes.is_full() || self.streams.is_full();
+        match next {
+            Next::Close => self.drop_client(now, plan, lanes, conn),
+            Next::Read if self.full => {
+                // A socket that we do not read must not cost the client its keep-alive.
+                client.conn.hold();
+                (client.wants_read, client.held) = (true, true);
+            }
+            Next::Read => {
+                client.wants_read = false;
+                self.outputs.push_back(Output::Read { conn });
+            }
+            Next::Pause(_) => client.wants_read = true,
+        }
+        self.resolve();
+    }
+
+    /// Messages whose record has become known get their place in the lane.
+    fn resolve(&mut self) {
+        for (waiting, ack) in std::mem::take(&mut self.streams.resolved) {
+            if let Some(client) = self.clients.get_mut(&waiting.conn) {
+                client.acks.resolve(waiting.ticket, ack);
+            }
+        }
+    }
+
+    /// Who the client is was decided.
+    pub fn authenticated(
+        &mut self,
+        now: Moment,
+        plan: &Plan,
+        lanes: &mut Lanes,
+        conn: ConnId,
+        result: Result<UserIndex, AuthRefusal>,
+    ) {
+        let Some(client) = self.clients.get(&conn) else { return };
+        let client_id = client.conn.client_id().to_owned();
+        let result = result.and_then(|user| match self.client_ids.get(&client_id) {
+            Some(&(holder, old)) if self.clients.contains_key(&old) && old != conn => {
+                if holder == user {
+                    Ok((user, Some(old)))
+                } else {
+                    Err(AuthRefusal::ClientIdTaken)
+                }
+            }
+            _ => Ok((user, None)),
+        });
+        if let Ok((user, old)) = result {
+            if let Some(old) = old {
+                self.totals.taken_over += 1;
+                if let Some(old_client) = self.clients.get_mut(&old) {
+                    old_client.conn.disconnect(DisconnectReason::TakenOver);
+                }
+                self.drop_client(now, plan, lanes, old);
+            }
+            self.client_ids.insert(client_id, (user, conn));
+        }
+        if let Some(client) = self.clients.get_mut(&conn) {
+            client.conn.authenticated(now.service_us, result.map(|(user, _)| user));
+        }
+        self.read(now, plan, lanes, conn, &[]);
+    }
+
+    /// Records became safe, or there is room again: releases PUBACKs and reads on.
+    pub fn progressed(&mut self, now: Moment, plan: &Plan, lanes: &mut Lanes) {
+        let full = lanes.is_full() || self.streams.is_full();
+        if full && !self.full {
+            self.totals.full += 1;
+        }
+        self.full = full;
+        let safe = lanes.safe();
+        let waiting: Vec<ConnId> = self
+            .clients
+            .iter()
+            .filter(|(_, client)| client.wants_read || !client.acks.is_empty())
+            .map(|(&conn, _)| conn)
+            .collect();
+        for conn in waiting {
+            let Some(client) = self.clients.get_mut(&conn) else { continue };
+            client.acks.release(&safe, &mut client.conn);
+            flush(&mut self.outputs, conn, client);
+            if client.held && !full {
+                client.conn.resume(now.service_us);
+                client.held = false;
+            }
+            if client.wants_read && !full && client.conn.pause(now.service_us).is_none() {
+                self.read(now, plan, lanes, conn, &[]);
+            }
+        }
+    }
+
+    /// A window was scored, or could not be (`None`).
+    pub fn inferred(&mut self, now: Moment, plan: &Plan, lanes: &mut Lanes, job: u64, verdict: Option<&Verdict>) {
+        self.streams.inferred(now, plan, lanes, job, verdict);
+        self.resolve();
+    }
+
+    /// Enforces timeouts and closes aggregates of silent devices.
+    pub fn tick(&mut self, now: Moment, plan: &Plan, lanes: &mut Lanes) {
+        if now.service_us < self.ticked_us + TICK_US {
+            return;
+        }
+        self.ticked_us = now.service_us;
+        let ended: Vec<ConnId> =
+            self.clients.iter_mut().filter_map(|(&conn, client)| client.conn.tick(now.service_us).map(|_| conn)).collect();
+        for conn in ended {
+            self.drop_client(now, plan, lanes, conn);
+        }
+        self.streams.close_aggregates(now, plan, lanes, false);
+        self.resolve();
+        self.progressed(now, plan, lanes);
+    }
+
+    /// When [`Ingest::tick`] has something to do.
+    pub fn deadline_us(&self) -> u64 {
+        self.ticked_us + TICK_US
+    }
+
+    /// Ends all connections and closes all aggregates, for shutdown.
+    pub fn stop(&mut self, now: Moment, plan: &Plan, lanes: &mut Lanes) {
+        self.streams.close_aggregates(now, plan, lanes, true);
+        for conn in self.clients.keys().copied().collect::<Vec<_>>() {
+            if let Some(client) = self.clients.get_mut(&conn) {
+                client.conn.disconnect(DisconnectReason::ShuttingDown);
+            }
+            self.drop_client(now, plan, lanes, conn);
+        }
+    }
+
+    fn drop_client(&mut self, now: Moment, plan: &Plan, lanes: &mut Lanes, conn: ConnId) {
+        let Some(mut client) = self.clients.remove(&conn) else { return };
+        if let (Some(will), Some(user)) = (client.conn.take_will(), client.conn.user()) {
+            let (router, streams) = (&mut self.router, &mut self.streams);
+            take_in(now, plan, lanes, router, streams, (&mut self.totals, &mut self.inspected), user, &will.publish(), None);
+        }
+        self.counters.add(&client.conn.take_counters());
+        let client_id = client.conn.client_id();
+        if self.client_ids.get(client_id).is_some_and(|&(_, holder)| holder == conn) {
+            self.client_ids.remove(client_id);
+        }
+        flush(&mut self.outputs, conn, &mut client);
+        let close = client.conn.closed().unwrap_or(Close::Lost);
+        self.outputs.push_back(Output::Close { conn, close });
+    }
+
+    /// MQTT counts since start.
+    pub fn mqtt_counters(&self) -> Counters {
+        self.counters
+    }
+
+    /// Other counts since start.
+    pub fn counters(&self) -> IngestCounters {
+        self.totals
+    }
+
+    /// What became of the messages of a stream, by its position in the policy.
+    pub fn fates(&self, stream: u16) -> FateCounters {
+        self.streams.counters(stream)
+    }
+
+    /// Verdicts given, and windows that could not be scored, since start.
+    pub fn verdicts(&self) -> (u64, u64) {
+        (self.streams.verdicts, self.streams.verdict_errors)
+    }
+
+    /// Windows being scored now.
+    pub fn pending_windows(&self) -> usize {
+        self.streams.pending_len()
+    }
+
+    /// Connections now.
+    pub fn connections_len(&self) -> usize {
+        self.clients.len()
+    }
+
+    /// The last messages that nothing could be made of, oldest first.
+    pub fn inspected(&self) -> impl Iterator<Item = &Inspected> {
+        self.inspected.iter()
+    }
+
+    /// Why a connection is not read from, if so; for the status page.
+    pub fn pauses(&self, now_us: u64) -> impl Iterator<Item = (ConnId, Pause)> + '_ {
+        self.clients.iter().filter_map(move |(&conn, client)| client.conn.pause(now_us).map(|pause| (conn, pause)))
+    }
+
+    /// For each lane, whether anyone waits for a PUBACK of it; for tests and the status page.
+    pub fn unacknowledged(&self) -> usize {
+        self.clients.values().map(|client| client.acks.len()).sum()
+    }
+}
+
+fn flush(outputs: &mut VecDeque<Output>, conn: ConnId, client: &mut Client) {
+    let bytes = client.conn.output();
+    if !bytes.is_empty() {
+        outputs.push_back(Output::Write { conn, bytes: std::mem::take(bytes) });
+    }
+}
+
+/// Routes a message and hands it to its stream; returns when its sender is to be acknowledged.
+#[expect(clippy::too_many_arguments, reason = "the parts of an Ingest whose connection is borrowed by the caller")]
+fn take_in(
+    now: Moment,
+    plan: &Plan,
+    lanes: &mut Lanes,
+    router: &mut TopicRouter,
+    streams: &mut Streams,
+    (totals, inspected): (&mut IngestCounters, &mut VecDeque<Inspected>),
+    user: UserIndex,
+    publish: &Publish<'_>,
+    waiting: Option<Waiting>,
+) -> Ack {
+    let (reason, ack) = match router.route(user, publish.topic) {
+        Route::Stream { stream, device } => {
+            let key = router.devices().key(device).unwrap_or_default();
+            match streams.message(now, plan, lanes, (stream, device), key, publish.payload, waiting) {
+                Ok(ack) => return ack,
+                Err(Rejected { reason }) => (reason, PubAck::PayloadInvalid),
+            }
+        }
+        Route::Unmatched => {
+            totals.unmatched += 1;
+            ("unmatched", PubAck::NoStream)
+        }
+        Route::Denied => {
+            totals.denied += 1;
+            return Ack::Now(PubAck::NotAuthorised);
+        }
+        Route::DeviceRefused { .. } => {
+            totals.devices_refused += 1;
+            ("device_refused", PubAck::QuotaExceeded)
+        }
+    };
+    if inspected.len() == INSPECTED_COUNT_MAX {
+        inspected.pop_front();
+    }
+    inspected.push_back(Inspected {
+        at_us: now.service_us,
+        topic: publish.topic.to_owned(),
+        reason,
+        payload: publish.payload[..publish.payload.len().min(INSPECTED_LEN_MAX)].to_vec(),
+    });
+    Ack::Now(ack)
+}
+
+fn tree<'a>(filters: impl Iterator<Item = (u16, &'a String)>) -> Result<FilterTree, RouteError> {
+    let mut parsed = Vec::new();
+    for (index, filter) in filters {
+        let ok = Filter::parse(filter).map_err(|error| RouteError { filter: filter.clone(), error })?;
+        parsed.push((ok, index));
+    }
+    Ok(FilterTree::new(parsed.iter().map(|(filter, index)| (filter, *index))))
+}

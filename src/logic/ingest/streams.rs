@@ -1,0 +1,356 @@
+//! From a message to what is kept of it: decode, rules, windows, aggregates, records.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+
+use foldhash::fast::FixedState;
+
+use super::{Fate, FateCounters, Moment, Rejected, Waiting};
+use crate::block::{NewRecord, RecordKind};
+use crate::ids::Class;
+use crate::lanes::Lanes;
+use crate::mqtt::{Ack, DeviceIndex, PubAck};
+use crate::payload::{Decoder, PayloadFormat, Samples};
+use crate::plan::{Placement, Plan};
+use crate::policy::{StreamFidelity, StreamPolicy};
+use crate::window::{Aggregate, Aggregator, Keep, Keeper, VerdictRecord, Windower, encode_window};
+
+/// A window to be scored.
+#[derive(Debug, Clone, PartialEq)]
+pub struct InferJob {
+    /// Comes back with the verdict.
+    pub job: u64,
+    /// [`crate::policy::StreamModel::index`].
+    pub model: u16,
+    /// `f32[channels][length]`, as sampled.
+    pub window: Vec<f32>,
+}
+
+/// What a model said of a window.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Verdict {
+    /// Class label, or the anomaly word; empty if the model has none.
+    pub label: Arc<str>,
+    /// The model's score.
+    pub score: f32,
+    /// How sure it is, 0 to 1.
+    pub confidence: f32,
+}
+
+/// A stream as the data plane sees it.
+#[derive(Debug)]
+struct Stream {
+    policy: StreamPolicy,
+    decoder: Decoder,
+    opaque: bool,
+    keeps_windows: bool,
+    counters: FateCounters,
+}
+
+/// One device of one stream.
+#[derive(Debug)]
+struct Source {
+    stream: u16,
+    device: Arc<str>,
+    keeper: Keeper,
+    windower: Option<Windower>,
+    aggregator: Option<Aggregator>,
+    /// Messages folded into a record that is still open, if their stream waits for it.
+    waiting: Vec<Waiting>,
+}
+
+/// A window that is being scored.
+#[derive(Debug)]
+struct Pending {
+    job: u64,
+    source: u32,
+    start_us: i64,
+    end_us: i64,
+    service_time: bool,
+    /// Kept if a rule may want it raw: the encoded window.
+    window: Option<Vec<u8>>,
+    waiting: Vec<Waiting>,
+}
+
+/// Streams, their devices, and windows under way.
+#[derive(Debug)]
+pub(super) struct Streams {
+    streams: Vec<Stream>,
+    sources: Vec<Source>,
+    by_device: HashMap<(u16, DeviceIndex), u32, FixedState>,
+    samples: Samples,
+    window: Vec<f32>,
+    payload: Vec<u8>,
+    next_job: u64,
+    pending: VecDeque<Pending>,
+    pub(super) jobs: Vec<InferJob>,
+    /// Messages whose record is now known.
+    pub(super) resolved: Vec<(Waiting, Ack)>,
+    pub(super) verdicts: u64,
+    pub(super) verdict_errors: u64,
+}
+
+/// Windows under way at which sockets are no longer read.
+pub(super) const PENDING_MAX: usize = 1_024;
+
+impl Streams {
+    pub(super) fn new(policies: &[StreamPolicy], seed: u64) -> Self {
+        let streams = policies.iter().map(Stream::new).collect();
+        Streams {
+            streams,
+            sources: Vec::new(),
+            by_device: HashMap::with_hasher(FixedState::with_seed(seed)),
+            samples: Samples::new(),
+            window: Vec::new(),
+            payload: Vec::new(),
+            next_job: 1,
+            pending: VecDeque::new(),
+            jobs: Vec::new(),
+            resolved: Vec::new(),
+            verdicts: 0,
+            verdict_errors: 0,
+        }
+    }
+
+    pub(super) fn is_full(&self) -> bool {
+        self.pending.len() >= PENDING_MAX
+    }
+
+    pub(super) fn pending_len(&self) -> usize {
+        self.pending.len()
+    }
+
+    pub(super) fn counters(&self, stream: u16) -> FateCounters {
+        self.streams[usize::from(stream)].counters
+    }
+
+    /// The stream's lowest-cost way from payload to records; says when its sender is to be acknowledged.
+    pub(super) fn message(
+        &mut self,
+        now: Moment,
+        plan: &Plan,
+        lanes: &mut Lanes,
+        (stream_index, device): (u16, DeviceIndex),
+        device_key: &str,
+        payload: &[u8],
+        waiting: Option<Waiting>,
+    ) -> Result<Ack, Rejected> {
+        let entry = &plan.streams[usize::from(stream_index)];
+        let source_index = self.source(stream_index, device, device_key);
+        let stream = &mut self.streams[usize::from(stream_index)];
+        let source = &mut self.sources[source_index as usize];
+        let received_us = now.event_us();
+        if let Err(error) = stream.decoder.decode(payload, &mut self.samples) {
+            stream.counters.add(Fate::Undecodable);
+            return Err(Rejected { reason: error.reason() });
+        }
+        let has_values = !stream.opaque;
+        let keep = match &stream.policy.keep {
+            Some(rules) if has_values => source.keeper.keep_message(rules, &self.samples, received_us) != Keep::Fold,
+            _ => entry.fidelity == StreamFidelity::Raw,
+        };
+        let base = NewRecord {
+            source: source_index,
+            stream: &stream.policy.name,
+            device: &source.device,
+            kind: RecordKind::Raw,
+            service_time: false,
+            at_us: now.service_us,
+            payload,
+        };
+        let mut ack = None;
+        if keep {
+            let seq = lanes.push(now.service_us, entry.lane, &base);
+            ack = Some(Ack::WhenSafe { lane: entry.lane, seq });
+            stream.counters.add(Fate::Kept);
+        }
+        let mut folds = false;
+        if entry.fidelity == StreamFidelity::Aggregate && has_values {
+            folds = true;
+            let mut closed: Vec<Aggregate> = Vec::new();
+            if let Some(spec) = &stream.policy.aggregate {
+                let aggregator = source.aggregator.get_or_insert_with(|| Aggregator::new(*spec));
+                aggregator.push_message(&self.samples, received_us, |aggregate| closed.push(aggregate));
+            }
+            let service_time = now.wall_offset_us.is_none() && self.samples.time_us().is_none();
+            for aggregate in closed {
+                let seq = push_aggregate(lanes, now, entry.lane, &base, &aggregate, service_time, &mut self.payload);
+                stream.counters.add(Fate::Aggregate);
+                let ack = Ack::WhenSafe { lane: entry.lane, seq };
+                self.resolved.extend(source.waiting.drain(..).map(|waiting| (waiting, ack)));
+            }
+        }
+        if entry.placement == Placement::Local
+            && let Some(model) = &stream.policy.model
+            && has_values
+        {
+            folds |= entry.fidelity == StreamFidelity::Verdict;
+            let service_time = now.wall_offset_us.is_none() && self.samples.time_us().is_none();
+            let windower = source.windower.get_or_insert_with(|| Windower::new(model.window.clone()));
+            let (jobs, pending, next_job) = (&mut self.jobs, &mut self.pending, &mut self.next_job);
+            windower.push_message(&self.samples, received_us, &mut self.window, |window| {
+                let encoded = stream.keeps_windows.then(|| {
+                    let mut bytes = Vec::new();
+                    encode_window(&window, &mut bytes);
+                    bytes
+                });
+                pending.push_back(Pending {
+                    job: *next_job,
+                    source: source_index,
+                    start_us: window.start_us,
+                    end_us: window.end_us,
+                    service_time,
+                    window: encoded,
+                    waiting: Vec::new(),
+                });
+                jobs.push(InferJob { job: *next_job, model: model.index, window: window.values.to_vec() });
+                *next_job += 1;
+            });
+        }
+        if let Some(ack) = ack {
+            return Ok(ack);
+        }
+        stream.counters.add(if folds { Fate::Folded } else { Fate::Filtered });
+        Ok(match waiting {
+            Some(waiting) if folds && stream.policy.ack_record && source.waiting.len() < WAITING_MAX => {
+                source.waiting.push(waiting);
+                // A window that this message completed already has its job: the message waits for that verdict.
+                if let Some(last) = self.pending.back_mut().filter(|p| p.source == source_index && p.waiting.is_empty()) {
+                    last.waiting.append(&mut source.waiting);
+                }
+                Ack::Later
+            }
+            _ => Ack::Now(PubAck::Success),
+        })
+    }
+
+    fn source(&mut self, stream: u16, device: DeviceIndex, key: &str) -> u32 {
+        let next = self.sources.len() as u32;
+        let index = *self.by_device.entry((stream, device)).or_insert(next);
+        if index == next {
+            self.sources.push(Source {
+                stream,
+                device: key.into(),
+                keeper: Keeper::new(),
+                windower: None,
+                aggregator: None,
+                waiting: Vec::new(),
+            });
+        }
+        index
+    }
+
+    /// A window was scored, or could not be.
+    pub(super) fn inferred(&mut self, now: Moment, plan: &Plan, lanes: &mut Lanes, job: u64, verdict: Option<&Verdict>) {
+        let Some(at) = self.pending.iter().position(|pending| pending.job == job) else { return };
+        let pending = self.pending.remove(at).expect("found above");
+        let source = &self.sources[pending.source as usize];
+        let stream = &mut self.streams[usize::from(source.stream)];
+        let lane = plan.streams[usize::from(source.stream)].lane;
+        let mut record = NewRecord {
+            source: pending.source,
+            stream: &stream.policy.name,
+            device: &source.device,
+            kind: RecordKind::Window,
+            service_time: pending.service_time,
+            at_us: now.service_us,
+            payload: &[],
+        };
+        let mut ack = Ack::Now(PubAck::Success);
+        // Without a verdict nobody knows what the window was worth: it is kept.
+        let keep_window = match (verdict, &stream.policy.keep) {
+            (Some(v), Some(rules)) => rules.keep_verdict(v.score, v.confidence, &v.label) != Keep::Fold,
+            (None, _) => true,
+            (Some(_), None) => false,
+        };
+        if let Some(window) = pending.window.as_deref().filter(|_| keep_window) {
+            record.payload = window;
+            let seq = lanes.push(now.service_us, lane, &record);
+            stream.counters.add(Fate::Window);
+            ack = Ack::WhenSafe { lane, seq };
+        }
+        let model = stream.policy.model.as_ref();
+        if let (Some(verdict), Some(model)) = (verdict, model) {
+            self.verdicts += 1;
+            self.payload.clear();
+            let encoded = VerdictRecord {
+                model: model.name.clone(),
+                version: model.version.clone(),
+                label: verdict.label.clone(),
+                score: verdict.score,
+                confidence: verdict.confidence,
+                start_us: pending.start_us,
+                end_us: pending.end_us,
+            }
+            .encode(&mut self.payload);
+            if encoded.is_ok() {
+                (record.kind, record.payload) = (RecordKind::Verdict, &self.payload);
+                let seq = lanes.push(now.service_us, lane, &record);
+                stream.counters.add(Fate::Verdict);
+                ack = Ack::WhenSafe { lane, seq };
+            }
+        } else {
+            self.verdict_errors += 1;
+        }
+        self.resolved.extend(pending.waiting.into_iter().map(|waiting| (waiting, ack)));
+    }
+
+    /// Closes aggregates of devices that have fallen silent; `all` closes every one, for shutdown.
+    pub(super) fn close_aggregates(&mut self, now: Moment, plan: &Plan, lanes: &mut Lanes, all: bool) {
+        let received_us = now.event_us();
+        for (index, source) in self.sources.iter_mut().enumerate() {
+            let Some(aggregator) = &mut source.aggregator else { continue };
+            let closed = if all { aggregator.flush() } else { aggregator.close_if_older(received_us) };
+            let Some(aggregate) = closed else { continue };
+            let stream = &mut self.streams[usize::from(source.stream)];
+            let lane = plan.streams[usize::from(source.stream)].lane;
+            let base = NewRecord {
+                source: index as u32,
+                stream: &stream.policy.name,
+                device: &source.device,
+                kind: RecordKind::Aggregate,
+                service_time: false,
+                at_us: now.service_us,
+                payload: &[],
+            };
+            // The aggregate's own times tell which clock they are of: service time starts near zero.
+            let service_time = now.wall_offset_us.is_none() && aggregate.start_us < SERVICE_US_MAX;
+            let seq = push_aggregate(lanes, now, lane, &base, &aggregate, service_time, &mut self.payload);
+            stream.counters.add(Fate::Aggregate);
+            let ack = Ack::WhenSafe { lane, seq };
+            self.resolved.extend(source.waiting.drain(..).map(|waiting| (waiting, ack)));
+        }
+    }
+}
+
+/// Messages of one device that may wait for the record they are folded into; beyond it they are acknowledged at once.
+const WAITING_MAX: usize = 4_096;
+/// No box has counted 30 years of service.
+const SERVICE_US_MAX: i64 = 30 * 366 * 86_400 * 1_000_000;
+
+impl Stream {
+    fn new(policy: &StreamPolicy) -> Self {
+        Stream {
+            decoder: Decoder::new(&policy.format).expect("the configuration's check has made this decoder before"),
+            opaque: matches!(policy.format, PayloadFormat::Opaque(_)),
+            keeps_windows: policy.keep.is_some(),
+            policy: policy.clone(),
+            counters: FateCounters::default(),
+        }
+    }
+}
+
+fn push_aggregate(
+    lanes: &mut Lanes,
+    now: Moment,
+    lane: Class,
+    base: &NewRecord<'_>,
+    aggregate: &Aggregate,
+    service_time: bool,
+    payload: &mut Vec<u8>,
+) -> u64 {
+    payload.clear();
+    aggregate.encode(payload);
+    let record = NewRecord { kind: RecordKind::Aggregate, service_time, payload, ..*base };
+    lanes.push(now.service_us, lane, &record)
+}

@@ -1,0 +1,54 @@
+//! Waits between attempts: doubling, capped, and spread, so that a thousand boxes do not come back in the same second.
+
+/// Exponential backoff with jitter from a seed.
+#[derive(Debug, Clone)]
+pub struct Backoff {
+    first_us: u64,
+    longest_us: u64,
+    attempt: u32,
+    random: u64,
+}
+
+impl Backoff {
+    /// Waits from `first_us` to `longest_us`; boxes with different seeds wait differently.
+    pub fn new(first_us: u64, longest_us: u64, seed: u64) -> Self {
+        // Xorshift must not start at zero, and neighbouring seeds should differ at once.
+        let random = (seed ^ 0x9e37_79b9_7f4a_7c15).wrapping_mul(0xbf58_476d_1ce4_e5b9) | 1;
+        Backoff { first_us, longest_us, attempt: 0, random }
+    }
+
+    /// The next wait: between half of the present step and the whole of it.
+    pub fn next_us(&mut self) -> u64 {
+        let step = self.first_us.saturating_mul(1 << self.attempt.min(32)).min(self.longest_us);
+        self.attempt += 1;
+        self.random ^= self.random << 13;
+        self.random ^= self.random >> 7;
+        self.random ^= self.random << 17;
+        step / 2 + self.random % (step / 2 + 1)
+    }
+
+    /// The attempt worked: the next failure starts from the shortest wait again.
+    pub fn reset(&mut self) {
+        self.attempt = 0;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn waits_double_up_to_the_cap_and_differ_by_seed() {
+        let waits = |seed| {
+            let mut backoff = Backoff::new(500, 30_000, seed);
+            (0..40).map(|_| backoff.next_us()).collect::<Vec<_>>()
+        };
+        let one = waits(1);
+        for (i, wait) in one.iter().enumerate() {
+            let step = (500u64 << i.min(20)).min(30_000);
+            assert!((step / 2..=step).contains(wait), "attempt {i}: {wait}");
+        }
+        assert_ne!(one, waits(2));
+        assert_eq!(one, waits(1));
+    }
+}

@@ -1,0 +1,359 @@
+//! One uplink's session with the cloud: connect, greet, heartbeat, credits, and again.
+//!
+//! The shell connects and moves bytes; what they mean and when to try again is decided here. A session counts as up from
+//! the Welcome on: only then is it known what the cloud already has, and nothing is sent twice without need.
+//!
+//! A peer that is silent for [`SessionLimits::silence_us`] is taken to be gone, whatever the transport thinks: pings have a
+//! stream of their own with the highest priority, so a slow link does not look dead.
+
+use std::collections::VecDeque;
+use std::ops::RangeInclusive;
+
+use bytes::BytesMut;
+
+use crate::ids::{Class, Epoch, PerClass, Void};
+use crate::wire::{
+    self, Ack, Body, Control, Credits, FrameError, Hello, LaneRanges, PROTOCOL_VERSION, Ping, VoidRange, Voids, Welcome,
+};
+
+mod backoff;
+
+pub use backoff::Backoff;
+
+/// Times of a session, in microseconds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SessionLimits {
+    /// Between two heartbeats.
+    pub ping_us: u64,
+    /// Without any word from the cloud for so long, the session is ended.
+    pub silence_us: u64,
+    /// For connecting and for the Welcome, each.
+    pub connect_us: u64,
+    /// First and longest wait before the next attempt.
+    pub backoff_us: (u64, u64),
+}
+
+/// What a session wants done or has found out.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum SessionOutput {
+    /// Connect, then call [`Session::connected`] or [`Session::closed`].
+    Connect,
+    /// Write to the control stream.
+    Write(Vec<u8>),
+    /// Close the connection; [`Session::closed`] need not be called.
+    Disconnect(DownReason),
+    /// Data may be sent from now on.
+    Up,
+    /// The session ended; what it had under way must be sent again.
+    Down(DownReason),
+    /// The cloud has this durably.
+    Acked {
+        /// Epoch the numbers are of.
+        epoch: Epoch,
+        /// Lane they are of.
+        lane: Class,
+        /// The numbers.
+        range: RangeInclusive<u64>,
+    },
+}
+
+/// Why a session is not up.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum DownReason {
+    /// The shell could not connect, or the connection broke.
+    #[error("{0}")]
+    Transport(String),
+    /// No word for too long.
+    #[error("no word from the cloud for {silent_ms} ms")]
+    Silence {
+        /// How long.
+        silent_ms: u64,
+    },
+    /// Connecting or greeting took too long.
+    #[error("no {what} within {waited_ms} ms")]
+    Timeout {
+        /// What did not come.
+        what: &'static str,
+        /// How long it was waited for.
+        waited_ms: u64,
+    },
+    /// What came is not the protocol.
+    #[error("{0}")]
+    Protocol(#[from] FrameError),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    Waiting { retry_us: u64 },
+    Connecting { since_us: u64 },
+    Greeting { since_us: u64 },
+    Up,
+}
+
+/// What a session counted since start.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct SessionCounters {
+    /// Attempts to connect.
+    pub attempts: u64,
+    /// Sessions that came up.
+    pub ups: u64,
+    /// Sessions that ended after having been up.
+    pub downs: u64,
+    /// Messages of a kind this version does not know.
+    pub unknown_messages: u64,
+}
+
+/// Credit until the cloud's first word on it: what a small box may have under way in any case.
+const FIRST_CREDIT_BYTES: u64 = 256 * 1024;
+const FIRST_LEASE_US: u64 = 10_000_000;
+/// Voids in one message: 40 bytes each stay under the limit of a control message.
+pub const VOIDS_PER_MESSAGE_MAX: usize = 1_000;
+
+/// The gateway's side of one uplink's session.
+#[derive(Debug)]
+pub struct Session {
+    limits: SessionLimits,
+    state: State,
+    backoff: Backoff,
+    input: BytesMut,
+    heard_us: u64,
+    next_ping_us: u64,
+    nonce: u64,
+    pings: VecDeque<(u64, u64)>,
+    rtt_us: Option<u64>,
+    credits: PerClass<u64>,
+    lease_end_us: u64,
+    outputs: VecDeque<SessionOutput>,
+    counters: SessionCounters,
+    last_down: Option<DownReason>,
+}
+
+impl Session {
+    /// A session that connects at once. `seed` spreads the attempts of many boxes.
+    pub fn new(now_us: u64, limits: SessionLimits, seed: u64) -> Self {
+        Session {
+            limits,
+            state: State::Waiting { retry_us: now_us },
+            backoff: Backoff::new(limits.backoff_us.0, limits.backoff_us.1, seed),
+            input: BytesMut::new(),
+            heard_us: now_us,
+            next_ping_us: now_us,
+            nonce: 0,
+            pings: VecDeque::new(),
+            rtt_us: None,
+            credits: [0; 4],
+            lease_end_us: 0,
+            outputs: VecDeque::new(),
+            counters: SessionCounters::default(),
+            last_down: None,
+        }
+    }
+
+    /// What to do next; call until `None` after every other call.
+    pub fn poll(&mut self) -> Option<SessionOutput> {
+        self.outputs.pop_front()
+    }
+
+    /// True if data may be sent.
+    pub fn is_up(&self) -> bool {
+        self.state == State::Up
+    }
+
+    /// Bytes per class that may be under way now.
+    pub fn credits(&self, now_us: u64) -> PerClass<u64> {
+        if now_us < self.lease_end_us { self.credits } else { [0; 4] }
+    }
+
+    /// Round trip of the last heartbeat in microseconds, through the cloud's process.
+    pub fn rtt_us(&self) -> Option<u64> {
+        self.rtt_us
+    }
+
+    /// Counts since start.
+    pub fn counters(&self) -> SessionCounters {
+        self.counters
+    }
+
+    /// Why the session last went down.
+    pub fn last_down(&self) -> Option<&DownReason> {
+        self.last_down.as_ref()
+    }
+
+    /// The shell has connected: greets the cloud.
+    pub fn connected(&mut self, now_us: u64, epoch: Epoch, held_epochs: &[Epoch], software: &str) {
+        if !matches!(self.state, State::Connecting { .. }) {
+            return;
+        }
+        self.state = State::Greeting { since_us: now_us };
+        self.input.clear();
+        self.heard_us = now_us;
+        self.pings.clear();
+        let hello = Hello {
+            protocol: PROTOCOL_VERSION,
+            epoch: epoch.0,
+            held_epochs: held_epochs.iter().map(|epoch| epoch.0).collect(),
+            software: software.to_owned(),
+            service_us: now_us,
+        };
+        self.write(Body::Hello(hello));
+    }
+
+    /// The connection ended, or could not be made.
+    pub fn closed(&mut self, now_us: u64, reason: String) {
+        if !matches!(self.state, State::Waiting { .. }) {
+            self.down(now_us, DownReason::Transport(reason));
+        }
+    }
+
+    /// Bytes came on the control stream.
+    pub fn control(&mut self, now_us: u64, bytes: &[u8]) {
+        if !matches!(self.state, State::Greeting { .. } | State::Up) {
+            return;
+        }
+        self.heard_us = now_us;
+        self.input.extend_from_slice(bytes);
+        loop {
+            match wire::take_control(&mut self.input) {
+                Ok(Some(message)) => self.message(now_us, message),
+                Ok(None) => return,
+                Err(err) => return self.hang_up(now_us, err.into()),
+            }
+        }
+    }
+
+    fn message(&mut self, now_us: u64, message: Control) {
+        match message.body {
+            Some(Body::Welcome(Welcome { have, more, .. })) => {
+                self.acked(&have);
+                if !more && matches!(self.state, State::Greeting { .. }) {
+                    self.state = State::Up;
+                    self.backoff.reset();
+                    self.counters.ups += 1;
+                    self.next_ping_us = now_us;
+                    self.credits = [FIRST_CREDIT_BYTES; 4];
+                    self.lease_end_us = now_us + FIRST_LEASE_US;
+                    self.outputs.push_back(SessionOutput::Up);
+                }
+            }
+            Some(Body::Ack(Ack { ranges })) => self.acked(&ranges),
+            Some(Body::Pong(pong)) => {
+                while let Some((nonce, sent_us)) = self.pings.pop_front() {
+                    if nonce == pong.nonce {
+                        self.rtt_us = Some(now_us.saturating_sub(sent_us));
+                        break;
+                    }
+                }
+            }
+            Some(Body::Credits(Credits { bytes, lease_ms })) => {
+                for (credit, &bytes) in self.credits.iter_mut().zip(&bytes) {
+                    *credit = bytes;
+                }
+                self.lease_end_us = now_us + u64::from(lease_ms) * 1_000;
+            }
+            Some(Body::Hello(_) | Body::Voids(_) | Body::Ping(_)) | None => self.counters.unknown_messages += 1,
+        }
+    }
+
+    fn acked(&mut self, have: &[LaneRanges]) {
+        for ranges in have {
+            let Some(lane) = Class::from_index(ranges.lane as usize) else {
+                self.counters.unknown_messages += 1;
+                continue;
+            };
+            for bounds in ranges.bounds.chunks_exact(2) {
+                if bounds[0] <= bounds[1] {
+                    let range = bounds[0]..=bounds[1];
+                    self.outputs.push_back(SessionOutput::Acked { epoch: Epoch(ranges.epoch), lane, range });
+                }
+            }
+        }
+    }
+
+    /// Tells the cloud what was given up; at most [`VOIDS_PER_MESSAGE_MAX`] at a time.
+    pub fn send_voids(&mut self, voids: &[Void]) {
+        for page in voids.chunks(VOIDS_PER_MESSAGE_MAX) {
+            let void = |void: &Void| VoidRange {
+                epoch: void.key.epoch.0,
+                lane: void.key.lane.index() as u32,
+                first: void.key.first_seq,
+                last: void.last_seq,
+                reason: void.reason.code().into(),
+            };
+            self.write(Body::Voids(Voids { voids: page.iter().map(void).collect() }));
+        }
+    }
+
+    /// Does what is due; `settled` goes into the heartbeat.
+    pub fn tick(&mut self, now_us: u64, settled: impl FnOnce() -> PerClass<u64>) {
+        match self.state {
+            State::Waiting { retry_us } if now_us >= retry_us => {
+                self.state = State::Connecting { since_us: now_us };
+                self.counters.attempts += 1;
+                self.outputs.push_back(SessionOutput::Connect);
+            }
+            State::Connecting { since_us } if now_us >= since_us + self.limits.connect_us => {
+                self.hang_up(now_us, DownReason::Timeout { what: "connection", waited_ms: (now_us - since_us) / 1_000 });
+            }
+            State::Greeting { since_us } if now_us >= since_us + self.limits.connect_us => {
+                self.hang_up(now_us, DownReason::Timeout { what: "welcome", waited_ms: (now_us - since_us) / 1_000 });
+            }
+            State::Up if now_us >= self.heard_us + self.limits.silence_us => {
+                self.hang_up(now_us, DownReason::Silence { silent_ms: (now_us - self.heard_us) / 1_000 });
+            }
+            State::Up if now_us >= self.next_ping_us => {
+                self.nonce += 1;
+                self.next_ping_us = now_us + self.limits.ping_us;
+                self.pings.push_back((self.nonce, now_us));
+                if self.pings.len() > PINGS_MAX {
+                    self.pings.pop_front();
+                }
+                self.write(Body::Ping(Ping { nonce: self.nonce, service_us: now_us, settled: settled().to_vec() }));
+            }
+            _ => {}
+        }
+    }
+
+    /// When [`Session::tick`] has something to do.
+    pub fn deadline_us(&self) -> u64 {
+        match self.state {
+            State::Waiting { retry_us } => retry_us,
+            State::Connecting { since_us } | State::Greeting { since_us } => since_us + self.limits.connect_us,
+            State::Up => self.next_ping_us.min(self.heard_us + self.limits.silence_us),
+        }
+    }
+
+    /// Says goodbye and stays down; for shutdown.
+    pub fn stop(&mut self, now_us: u64) {
+        if !matches!(self.state, State::Waiting { .. }) {
+            self.hang_up(now_us, DownReason::Transport("shutting down".to_owned()));
+        }
+        self.state = State::Waiting { retry_us: u64::MAX };
+    }
+
+    fn write(&mut self, body: Body) {
+        let mut bytes = Vec::new();
+        wire::encode_control(body, &mut bytes);
+        self.outputs.push_back(SessionOutput::Write(bytes));
+    }
+
+    fn hang_up(&mut self, now_us: u64, reason: DownReason) {
+        self.outputs.push_back(SessionOutput::Disconnect(reason.clone()));
+        self.down(now_us, reason);
+    }
+
+    fn down(&mut self, now_us: u64, reason: DownReason) {
+        if self.state == State::Up {
+            self.counters.downs += 1;
+        }
+        self.state = State::Waiting { retry_us: now_us + self.backoff.next_us() };
+        self.credits = [0; 4];
+        self.last_down = Some(reason.clone());
+        self.outputs.push_back(SessionOutput::Down(reason));
+    }
+}
+
+/// Heartbeats whose answer is still awaited: with one a second more than the silence limit lets live.
+const PINGS_MAX: usize = 64;
+
+#[cfg(test)]
+mod tests;

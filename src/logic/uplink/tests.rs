@@ -1,0 +1,89 @@
+use super::*;
+use crate::wire::Pong;
+
+const LIMITS: SessionLimits =
+    SessionLimits { ping_us: 1_000_000, silence_us: 5_000_000, connect_us: 10_000_000, backoff_us: (500_000, 30_000_000) };
+
+fn outputs(session: &mut Session) -> Vec<SessionOutput> {
+    std::iter::from_fn(|| session.poll()).collect()
+}
+
+fn frame(body: Body) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    wire::encode_control(body, &mut bytes);
+    bytes
+}
+
+fn up() -> Session {
+    let mut session = Session::new(0, LIMITS, 1);
+    session.tick(0, Default::default);
+    session.connected(1_000, Epoch(7), &[Epoch(3)], "test");
+    session.control(2_000, &frame(Body::Welcome(Welcome { protocol: 1, have: vec![], more: false })));
+    assert!(outputs(&mut session).contains(&SessionOutput::Up));
+    session
+}
+
+#[test]
+fn a_session_is_up_only_after_the_last_page_of_the_welcome() {
+    let mut session = Session::new(0, LIMITS, 1);
+    session.tick(0, Default::default);
+    assert_eq!(outputs(&mut session), [SessionOutput::Connect]);
+    session.connected(10, Epoch(7), &[Epoch(3)], "test");
+    assert!(matches!(&outputs(&mut session)[..], [SessionOutput::Write(_)]));
+    let have = vec![LaneRanges { epoch: 3, lane: 1, bounds: vec![0, 9, 20, 29] }];
+    session.control(20, &frame(Body::Welcome(Welcome { protocol: 1, have, more: true })));
+    let acked = |range| SessionOutput::Acked { epoch: Epoch(3), lane: Class::High, range };
+    assert_eq!(outputs(&mut session), [acked(0..=9), acked(20..=29)]);
+    assert!(!session.is_up());
+    session.control(30, &frame(Body::Welcome(Welcome { protocol: 1, have: vec![], more: false })));
+    assert_eq!(outputs(&mut session), [SessionOutput::Up]);
+    assert!(session.is_up());
+}
+
+#[test]
+fn silence_ends_a_session_and_any_word_keeps_it() {
+    let mut session = up();
+    for second in 1..8u64 {
+        session.tick(second * 1_000_000, Default::default);
+        session.control(second * 1_000_000 + 1, &frame(Body::Pong(Pong { nonce: second })));
+    }
+    assert!(session.is_up());
+    outputs(&mut session);
+    session.tick(12_000_002, Default::default);
+    assert!(!session.is_up());
+    let outputs = outputs(&mut session);
+    assert!(
+        matches!(&outputs[..], [SessionOutput::Disconnect(DownReason::Silence { .. }), SessionOutput::Down(_)]),
+        "{outputs:?}"
+    );
+    assert!(session.deadline_us() > 12_000_002 && session.deadline_us() <= 12_600_000);
+}
+
+#[test]
+fn credits_end_with_their_lease() {
+    let mut session = up();
+    session.control(3_000, &frame(Body::Credits(Credits { bytes: vec![1, 2, 3, 4], lease_ms: 10 })));
+    assert_eq!(session.credits(12_999), [1, 2, 3, 4]);
+    assert_eq!(session.credits(13_000), [0; 4]);
+}
+
+#[test]
+fn garbage_on_control_ends_the_session() {
+    let mut session = up();
+    session.control(5_000, &[0xff; 16]);
+    assert!(matches!(&outputs(&mut session)[..], [SessionOutput::Disconnect(DownReason::Protocol(_)), SessionOutput::Down(_)]));
+    session.control(6_000, &[0xff; 16]);
+    assert_eq!(outputs(&mut session), []);
+}
+
+#[test]
+fn attempts_that_hang_are_given_up() {
+    let mut session = Session::new(0, LIMITS, 1);
+    session.tick(0, Default::default);
+    session.tick(LIMITS.connect_us, Default::default);
+    assert!(matches!(
+        &outputs(&mut session)[..],
+        [SessionOutput::Connect, SessionOutput::Disconnect(DownReason::Timeout { .. }), SessionOutput::Down(_)]
+    ));
+    assert_eq!(session.last_down().map(ToString::to_string).as_deref(), Some("no connection within 10000 ms"));
+}
