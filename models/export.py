@@ -119,7 +119,10 @@ def model(name, nodes, constants, channels, window, output, width, opsets):
         constants,
     )
     made = helper.make_model(
-        graph, opset_imports=[helper.make_opsetid(d, v) for d, v in opsets], ir_version=IR_VERSION, producer_name="weir models/train.py"
+        graph,
+        opset_imports=[helper.make_opsetid(d, v) for d, v in opsets],
+        ir_version=IR_VERSION,
+        producer_name="weir models/train.py",
     )
     onnx.checker.check_model(made)
     return made.SerializeToString(deterministic=True)

@@ -40,7 +40,14 @@ VERSION = "1"
 # Chosen by leaving one subject out of 1 to 7 (README.md); the test subjects 8 to 10 had no say.
 SMALL = dict(convs=[(8, 5, 2)], dropout=0.0, epochs=80, rate=1e-2, decay=1e-3, rotate=0.10, scale=0.10, seeds=range(1, 6))
 LARGE = dict(
-    convs=[(48, 7, 2), (96, 5, 2), (120, 5, 2)], dropout=0.5, epochs=20, rate=3e-3, decay=1e-2, rotate=0.30, scale=0.20, seeds=range(1, 4)
+    convs=[(48, 7, 2), (96, 5, 2), (120, 5, 2)],
+    dropout=0.5,
+    epochs=20,
+    rate=3e-3,
+    decay=1e-2,
+    rotate=0.30,
+    scale=0.20,
+    seeds=range(1, 4),
 )
 SENT_ON_SHARE = 0.24  # the cascade's band is set so that this share of validation windows is sent on
 RECORDING_SAMPLES = 1000  # 20 s of each exercise
