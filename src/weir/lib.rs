@@ -1,3 +1,4 @@
 //! The operator's tool, as a library: what `weir` does, callable from tests and benches.
 
+pub mod buffer;
 pub mod pki;

@@ -1,15 +1,18 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use redb::StorageBackend;
+use redb::{Builder, StorageBackend};
 use tempfile::TempDir;
 use tokio::sync::mpsc;
 use weir_logic::block::{BlockHeader, Codec, NewRecord, RecordKind, Staging};
 use weir_logic::ids::{Class, VoidReason};
-use weir_logic::store::Put;
+use weir_logic::store::{Put, SeqRange};
 
 use super::faulty::{Loss, MemoryDisk, Moment};
 use super::*;
+
+mod full_disk;
+mod inspecting;
 
 /// Records of one lane, sealed or cut as a gateway does it.
 struct Lane {
