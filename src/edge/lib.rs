@@ -1,2 +1,394 @@
-//! Placeholder head, replaced with the first module.
+//! `weir-edge`: the runtime on the box.
+//!
+//! Sockets, disk, models and threads around `logic::Gateway`. [`bind`] takes the sockets, [`Edge::start`] opens the buffer
+//! and wires everything in the order in which data flows, [`Edge::run`] runs it until shutdown is requested.
+
+pub mod config;
+mod metrics;
+mod shell;
+pub mod status;
 pub mod store;
+
+use std::io;
+use std::net::{SocketAddr, TcpListener, UdpSocket};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use tokio::sync::{mpsc, watch};
+use tokio_rustls::TlsAcceptor;
+use weir_host::admin::{self, Admin, AdminError, AdminSockets, Health, Pages};
+use weir_host::clock::{Clock, ClockMark};
+use weir_host::notify::Notify;
+use weir_host::quic::{self, QuicError};
+use weir_host::shutdown::Shutdown;
+use weir_host::tls::{self, ClientCerts, Credentials, IdentityError, TlsError, TlsVersion, TrustRoots};
+use weir_infer::{Model, Worker};
+use weir_logic::gateway::{Gateway, Start};
+use weir_logic::ids::Epoch;
+use weir_logic::ingest::{Moment, RouteError};
+use weir_logic::mqtt::UserIndex;
+use weir_logic::wire;
+
+use crate::config::{Config, ListenTls, ModelInfo, PolicyError};
+use crate::shell::auth::Users;
+use crate::shell::listen::Listener;
+use crate::shell::uplink::UplinkTarget;
+use crate::shell::{Driver, DriverParts, InferBatch, UplinkHandle};
+use crate::status::{Status, StoreStatus, UplinkStatus};
+use crate::store::{OpenError, Store, StoreOptions, StoreThread};
+
+/// Version of the software, told to the cloud and shown on the status page.
+pub const SOFTWARE: &str = concat!("weir-edge ", env!("CARGO_PKG_VERSION"));
+
+/// Why the box does not start. Each says what, where and what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// An MQTT listener's address.
+    #[error("cannot listen for MQTT on {addr}: {source}; is another broker running there?")]
+    Listen {
+        /// The address.
+        addr: SocketAddr,
+        /// The kernel's reason.
+        source: io::Error,
+    },
+    /// The data directory.
+    #[error("cannot use the data directory {}: {source}; create it, or make it writable for this user", path.display())]
+    DataDir {
+        /// Its path.
+        path: PathBuf,
+        /// The system's reason.
+        source: io::Error,
+    },
+    /// The buffer.
+    #[error(transparent)]
+    Buffer(#[from] OpenError),
+    /// A certificate or key.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    /// The gateway's certificate says not who it is.
+    #[error("the gateway's certificate {} has no usable identity: {source}; issue it with `weir pki issue`", path.display())]
+    Identity {
+        /// Path of the certificate.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: IdentityError,
+    },
+    /// An uplink's socket or settings.
+    #[error("uplink: {0}")]
+    Uplink(#[from] QuicError),
+    /// The admin endpoint.
+    #[error(transparent)]
+    Admin(#[from] AdminError),
+    /// The policy that the configuration describes.
+    #[error(transparent)]
+    Policy(#[from] PolicyError),
+    /// A topic filter.
+    #[error(transparent)]
+    Route(#[from] RouteError),
+    /// Threads, timers, randomness.
+    #[error("the system refused {what}: {source}")]
+    System {
+        /// What was asked for.
+        what: &'static str,
+        /// Its reason.
+        source: io::Error,
+    },
+}
+
+/// Sockets of a box; bound by the caller, so that tests use port 0.
+#[derive(Debug)]
+pub struct Sockets {
+    /// One for each `[[listen]]`.
+    pub mqtt: Vec<TcpListener>,
+    /// One for each `[[uplink]]`.
+    pub uplinks: Vec<UdpSocket>,
+    /// The operator's.
+    pub admin: AdminSockets,
+}
+
+impl Sockets {
+    /// The addresses MQTT clients connect to.
+    pub fn mqtt_addrs(&self) -> Vec<SocketAddr> {
+        self.mqtt.iter().filter_map(|socket| socket.local_addr().ok()).collect()
+    }
+}
+
+/// Takes the sockets that a configuration names.
+///
+/// # Errors
+/// `Listen`, `Uplink` or `Admin`, naming the address.
+pub fn bind(config: &Config) -> Result<Sockets, StartError> {
+    let listen = |addr| TcpListener::bind(addr).map_err(|source| StartError::Listen { addr, source });
+    let mqtt = config.listen.iter().map(|entry| listen(entry.bind)).collect::<Result<_, _>>()?;
+    let uplinks =
+        config.uplink.iter().map(|uplink| quic::bind(uplink.local_addr(), uplink.interface.as_deref())).collect::<Result<_, _>>()?;
+    let http = Some(admin::bind_http(config.admin.http)?);
+    let unix = config.admin.unix.as_deref().map(admin::bind_unix).transpose()?;
+    Ok(Sockets { mqtt, uplinks, admin: AdminSockets { http, unix } })
+}
+
+/// A box that is about to run.
+pub struct Edge {
+    driver: Driver,
+    listeners: Vec<Listener>,
+    messages_tx: mpsc::Sender<shell::Message>,
+    status_rx: watch::Receiver<Status>,
+    store_thread: StoreThread,
+    admin: Admin,
+    tasks: Vec<tokio::task::JoinHandle<()>>,
+}
+
+/// Queues between tasks. Each holds at most one read or one batch an entry, so that these bound memory.
+const MESSAGES_LEN: usize = 64;
+const UPLINK_EVENTS_LEN: usize = 64;
+const STORE_LEN: usize = 16;
+const INFER_LEN: usize = 16;
+
+impl Edge {
+    /// Opens the buffer, loads models and certificates, and wires everything. Must be called within a tokio runtime.
+    ///
+    /// A model that cannot be loaded is reported and left out: the box does all the rest.
+    ///
+    /// # Errors
+    /// See [`StartError`].
+    pub fn start(config: &Config, sockets: Sockets) -> Result<Edge, StartError> {
+        let (mut base_status, identity) = identity(config)?;
+        // Disk first: what it holds says which epoch, time and blocks to go on with.
+        let data_dir = &config.gateway.data_dir;
+        std::fs::create_dir_all(data_dir).map_err(|source| StartError::DataDir { path: data_dir.clone(), source })?;
+        let options = StoreOptions {
+            cache_bytes: config.buffer.cache.as_usize(),
+            size_limit: config.buffer.size_limit.get(),
+            reserve_bytes: config.buffer.reserve.get(),
+        };
+        let (store, opened) = Store::open(&data_dir.join("buffer.redb"), options)?;
+        if let Some(quarantined) = &opened.quarantined {
+            tracing::error!(path = %quarantined.path.display(), reason = quarantined.reason, "the buffer could not be opened and was set aside");
+            base_status.quarantined = Some(quarantined.path.display().to_string());
+        }
+        tracing::info!(blocks = opened.held.len(), voids = opened.voids.len(), took_ms = opened.open_ms, "buffer is open");
+        let (store_events_tx, store_rx) = mpsc::channel(STORE_LEN);
+        let (store_thread, store_tx) =
+            StoreThread::spawn(store, STORE_LEN, store_events_tx).map_err(|source| StartError::System { what: "a thread", source })?;
+        let clock = clock(&opened, identity.as_ref());
+        let now = moment(&clock);
+        let epoch = Epoch(random()?);
+
+        // Models, then the policy that uses them, then the machine itself.
+        let (infer_tx, infer_rx) = mpsc::channel(INFER_LEN);
+        let (models, infos) = start_models(config, &infer_tx)?;
+        let policy = config.policy(&infos)?;
+        let start = Start { epoch, seed: random()?, software: SOFTWARE, held: &opened.held, voids: &opened.voids };
+        let gateway = Gateway::new(now, policy, &start)?;
+        base_status.epoch = format!("{:016x}", epoch.0);
+
+        // Sockets: clients in, uplinks out.
+        let (messages_tx, messages_rx) = mpsc::channel(MESSAGES_LEN);
+        let credentials_tx = shell::auth::spawn(users(config), messages_tx.clone())
+            .map_err(|source| StartError::System { what: "a thread", source })?;
+        let listeners = listeners(config, sockets.mqtt)?;
+        let mut tasks = Vec::new();
+        let uplinks = start_uplinks(config, identity.as_ref(), sockets.uplinks, &mut tasks)?;
+
+        // The operator's window, on a thread of its own.
+        let (status_tx, status_rx) = watch::channel(base_status.clone());
+        let admin = Admin::start(sockets.admin, pages(status_rx.clone()))?;
+        let notify = Notify::from_env().map_err(|source| StartError::System { what: "the notify socket", source })?;
+        let driver = Driver::new(DriverParts {
+            gateway,
+            clock,
+            messages_rx,
+            credentials_tx,
+            store_tx,
+            store_rx,
+            models,
+            infer_rx,
+            uplinks,
+            status_tx,
+            base_status,
+            notify,
+        });
+        Ok(Edge { driver, listeners, messages_tx, status_rx, store_thread, admin, tasks })
+    }
+
+    /// Follows the box's status.
+    pub fn status(&self) -> watch::Receiver<Status> {
+        self.status_rx.clone()
+    }
+
+    /// The address of the admin endpoint.
+    pub fn admin_addr(&self) -> Option<SocketAddr> {
+        self.admin.http_addr()
+    }
+
+    /// Runs until shutdown is requested; then ends connections and waits until what was taken in is safe.
+    pub async fn run(self, shutdown: Shutdown) {
+        let Edge { driver, listeners, messages_tx, status_rx: _, store_thread, admin, mut tasks } = self;
+        tasks.extend(listeners.into_iter().map(|listener| tokio::spawn(shell::listen::run(listener, messages_tx.clone()))));
+        drop(messages_tx);
+        let models = driver.run(shutdown).await;
+        for task in &tasks {
+            task.abort();
+        }
+        let end = move || {
+            for model in models {
+                model.stop();
+            }
+            drop(admin);
+            store_thread.join()
+        };
+        match tokio::task::spawn_blocking(end).await {
+            Ok(Ok(())) => tracing::info!("stopped"),
+            Ok(Err(err)) => tracing::error!(%err, "the buffer could not be closed well; what was acknowledged is safe"),
+            Err(err) => tracing::error!(%err, "stopping failed"),
+        }
+    }
+}
+
+/// The gateway's certificate and the roots it trusts.
+struct Identity {
+    credentials: Credentials,
+    roots: TrustRoots,
+}
+
+/// Who we are: from the certificate if there is an uplink, else the name in the configuration.
+fn identity(config: &Config) -> Result<(Status, Option<Identity>), StartError> {
+    let mut status = Status { software: SOFTWARE.to_owned(), ..Status::default() };
+    status.uplinks = config.uplink.iter().map(|uplink| UplinkStatus { name: uplink.name.clone(), ..Default::default() }).collect();
+    if config.uplink.is_empty() {
+        status.gateway = config.gateway.name.clone().unwrap_or_default();
+        return Ok((status, None));
+    }
+    let credentials = Credentials::load(&config.tls.cert, &config.tls.key)?;
+    let roots = TrustRoots::load(&config.tls.ca)?;
+    let name = credentials.identity().map_err(|source| StartError::Identity { path: config.tls.cert.clone(), source })?;
+    status.gateway = name.name().to_owned();
+    Ok((status, Some(Identity { credentials, roots })))
+}
+
+/// Service time goes on where the buffer left off; wall time before anything we know of is not trusted.
+fn clock(opened: &store::Opened, identity: Option<&Identity>) -> Clock {
+    let mark = ClockMark { service_us: opened.service_us, boottime_us: 0, boot_id: String::new() };
+    let seen_us = opened.wall_us.and_then(|wall_us| u64::try_from(wall_us).ok()).unwrap_or(0);
+    let issued_us = identity.map_or(0, |identity| identity.credentials.not_before_s().saturating_mul(1_000_000));
+    // A clock that is a little behind what it said before the restart was only corrected.
+    const CORRECTION_US: u64 = 3_600_000_000;
+    Clock::start(Some(&mark)).with_wall_floor_us(seen_us.saturating_sub(CORRECTION_US).max(issued_us))
+}
+
+fn moment(clock: &Clock) -> Moment {
+    let (service_us, wall) = (clock.now_us(), clock.wall());
+    Moment { service_us, wall_offset_us: wall.trusted.then(|| wall.unix_us as i64 - service_us as i64) }
+}
+
+fn random() -> Result<u64, StartError> {
+    getrandom::u64().map_err(|err| StartError::System { what: "random bytes", source: io::Error::other(err) })
+}
+
+/// Loads each model and starts its thread; what cannot be loaded is reported and left out.
+fn start_models(config: &Config, infer_tx: &mpsc::Sender<InferBatch>) -> Result<(Vec<Worker>, Vec<ModelInfo>), StartError> {
+    let library = config.infer.runtime_library();
+    let (mut workers, mut infos) = (Vec::new(), Vec::new());
+    for entry in &config.model {
+        let model = match Model::load(&entry.manifest, config.infer.backend, &library) {
+            Ok(model) => model,
+            Err(err) => {
+                tracing::error!(model = entry.name, %err, "model is not loaded; its streams go on without it");
+                continue;
+            }
+        };
+        if let Some(err) = model.fallback() {
+            tracing::info!(model = entry.name, %err, "running on the embedded engine");
+        }
+        tracing::info!(model = entry.name, backend = ?model.backend(), "model is loaded");
+        infos.push(ModelInfo::new(&entry.name, model.manifest()));
+        let (infer_tx, index) = (infer_tx.clone(), workers.len());
+        let sink = Box::new(move |outcomes| {
+            // The driver has stopped: nobody waits for these.
+            let _ = infer_tx.blocking_send(InferBatch { model: index, outcomes });
+        });
+        let worker =
+            Worker::start(model, config.infer.worker_options(), sink).map_err(|source| StartError::System { what: "a thread", source })?;
+        workers.push(worker);
+    }
+    Ok((workers, infos))
+}
+
+/// Configured users, and behind them the one that anonymous clients are.
+fn users(config: &Config) -> Users {
+    let anonymous = UserIndex(config.user.len() as u16);
+    Users {
+        users: config.user.clone(),
+        anonymous: config.listen.iter().map(|listen| listen.allow_anonymous.then_some(anonymous)).collect(),
+    }
+}
+
+fn listeners(config: &Config, sockets: Vec<TcpListener>) -> Result<Vec<Listener>, StartError> {
+    let mut listeners = Vec::new();
+    for (index, (entry, socket)) in config.listen.iter().zip(sockets).enumerate() {
+        let tls = entry.tls.as_ref().map(acceptor).transpose()?;
+        let addr = entry.bind;
+        let tcp = socket
+            .set_nonblocking(true)
+            .and_then(|()| tokio::net::TcpListener::from_std(socket))
+            .map_err(|source| StartError::Listen { addr, source })?;
+        listeners.push(Listener { tcp: Arc::new(tcp), tls, index });
+    }
+    Ok(listeners)
+}
+
+fn acceptor(listen: &ListenTls) -> Result<TlsAcceptor, StartError> {
+    let credentials = Credentials::load(&listen.cert, &listen.key)?;
+    let roots = listen.client_ca.as_deref().map(TrustRoots::load).transpose()?;
+    let clients = roots.as_ref().map_or(ClientCerts::Ignored, ClientCerts::Optional);
+    let config = tls::server_config(&credentials, clients, TlsVersion::V12, &[])?;
+    Ok(TlsAcceptor::from(Arc::new(config)))
+}
+
+fn start_uplinks(
+    config: &Config,
+    identity: Option<&Identity>,
+    sockets: Vec<UdpSocket>,
+    tasks: &mut Vec<tokio::task::JoinHandle<()>>,
+) -> Result<Vec<UplinkHandle>, StartError> {
+    let mut handles = Vec::new();
+    let Some(identity) = identity else { return Ok(handles) };
+    for (entry, socket) in config.uplink.iter().zip(sockets) {
+        let tls = tls::client_config(&identity.credentials, &identity.roots, &[wire::ALPN])?;
+        let target = UplinkTarget {
+            name: entry.name.clone(),
+            address: entry.address.clone(),
+            server_name: entry.certificate_name().to_owned(),
+            config: quic::client_config(tls, &entry.transport())?,
+        };
+        let endpoint = quic::client_endpoint(socket)?;
+        // Bounded in effect: the gateway hands over blocks only as the uplink takes them.
+        let (commands_tx, commands_rx) = mpsc::unbounded_channel();
+        let (events_tx, events_rx) = mpsc::channel(UPLINK_EVENTS_LEN);
+        tasks.push(tokio::spawn(shell::uplink::run(endpoint, target, commands_rx, events_tx)));
+        handles.push(UplinkHandle::new(entry.name.clone(), commands_tx, events_rx));
+    }
+    Ok(handles)
+}
+
+fn pages(status_rx: watch::Receiver<Status>) -> Pages {
+    let (health_rx, metrics_rx) = (status_rx.clone(), status_rx.clone());
+    Pages {
+        health: Box::new(move || health(&health_rx.borrow())),
+        metrics: Box::new(move || metrics::text(&metrics_rx.borrow())),
+        status_json: Box::new(move || serde_json::to_string(&*status_rx.borrow()).unwrap_or_default()),
+        page_html: include_str!("page.html"),
+    }
+}
+
+/// Healthy is who takes data in and keeps it safe; an uplink that is down is what the box is made for.
+fn health(status: &Status) -> Health {
+    let up = status.uplinks.iter().filter(|uplink| uplink.up).count();
+    let held: u64 = status.lanes.iter().map(|lane| lane.records).sum();
+    let StoreStatus { commit_failures, .. } = status.store;
+    if status.disk_full {
+        let text = format!("disk is full: {held} records held, {commit_failures} transactions failed; free some space");
+        return Health { is_ok: false, text };
+    }
+    Health { is_ok: true, text: format!("ok: {up} of {} uplinks up, {held} records held", status.uplinks.len()) }
+}

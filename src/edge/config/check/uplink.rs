@@ -1,0 +1,184 @@
+//! `[[uplink]]`, `[session]` and `[tls]`.
+
+use std::net::{IpAddr, Ipv6Addr};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use rustls::pki_types::ServerName;
+use weir_host::clock::{WALL_FLOOR_US, Wall};
+use weir_host::tls::{Credentials, Role, TlsError, TrustRoots};
+use weir_host::units::Duration;
+use weir_logic::receive::SESSIONS_MAX;
+
+use super::{Context, check_count, check_name, check_range};
+use crate::config::finding::Findings;
+use crate::config::{Files, Session, Uplink};
+
+pub(super) const PEM_HINT: &str = "check the path and its permissions; `weir pki issue` makes certificates and keys";
+/// Longest name of a network interface. Source: IFNAMSIZ in if.h, without the zero.
+const INTERFACE_LEN_MAX: usize = 15;
+
+pub(super) fn check(context: &Context<'_>, findings: &mut Findings<'_, '_>) {
+    let config = context.config;
+    check_count(findings, "uplink", "uplinks", config.uplink.len(), SESSIONS_MAX);
+    let mut names = Vec::new();
+    for (at, uplink) in config.uplink.iter().enumerate() {
+        check_name(findings, &format!("uplink[{at}].name"), "uplink", &uplink.name, &mut names);
+        check_uplink(at, uplink, findings);
+        let is_same = |other: &&Uplink| {
+            (&other.address, other.bind, &other.interface) == (&uplink.address, uplink.bind, &uplink.interface)
+        };
+        if let Some(other) = config.uplink[..at].iter().find(is_same) {
+            let message = format!("it goes the same way as uplink `{}`", other.name);
+            findings.warn(&format!("uplink[{at}].address"), message, "set `interface` or `bind`, or remove one of the two");
+        }
+    }
+    check_session(&config.session, findings);
+    if config.uplink.is_empty() {
+        findings.warn(
+            "uplink",
+            "there is no uplink: records stay on the box until they are too old or too many",
+            "add [[uplink]]",
+        );
+        return;
+    }
+    check_identity(context, findings);
+}
+
+fn check_uplink(at: usize, uplink: &Uplink, findings: &mut Findings<'_, '_>) {
+    let path = |key: &str| format!("uplink[{at}].{key}");
+    let Some((host, _)) = uplink.host_port() else {
+        let message = format!("`{}` is not a host and a UDP port", uplink.address);
+        findings.mistake(&path("address"), message, "write, for example, address = \"cloud.example.org:4433\"");
+        return;
+    };
+    let certificate_name = uplink.certificate_name();
+    if ServerName::try_from(certificate_name).is_err() {
+        let key = if uplink.server_name.is_some() { "server_name" } else { "address" };
+        findings.mistake(
+            &path(key),
+            format!("`{certificate_name}` is not a DNS name or IP address"),
+            "write it as in the cloud's certificate",
+        );
+    }
+    if let (Some(bind), Ok(to)) = (uplink.bind, host.parse::<IpAddr>())
+        && bind.is_ipv4() != to.is_ipv4()
+    {
+        findings.mistake(
+            &path("bind"),
+            format!("{bind} cannot reach {to}: one is IPv4, the other IPv6"),
+            "use addresses of one family",
+        );
+    }
+    if uplink
+        .bind
+        .is_some_and(|bind| bind.is_multicast() || bind == IpAddr::V6(Ipv6Addr::UNSPECIFIED) && uplink.interface.is_none())
+    {
+        findings.mistake(&path("bind"), "it is not an address of this box", "write the address of the interface to send from");
+    }
+    if let Some(interface) = &uplink.interface {
+        let is_name =
+            (1..=INTERFACE_LEN_MAX).contains(&interface.len()) && !interface.contains(|c: char| c == '/' || c.is_whitespace());
+        if !is_name {
+            let message = format!("`{interface}` is not the name of a network interface");
+            findings.mistake(&path("interface"), message, "write it as `ip link` shows it, for example \"eth0\" or \"wwan0\"");
+        }
+    }
+}
+
+fn check_session(session: &Session, findings: &mut Findings<'_, '_>) {
+    let (ms, s) = (Duration::from_millis, Duration::from_secs);
+    let ranges = [
+        ("ping", session.ping, ms(100)..=s(60), "each heartbeat costs about 100 bytes each way"),
+        (
+            "silence",
+            session.silence,
+            ms(500)..=s(300),
+            "an uplink that is down must be noticed, but not at the first lost packet",
+        ),
+        ("connect_timeout", session.connect_timeout, s(1)..=s(120), "a slow link needs seconds for a handshake"),
+        ("backoff_min", session.backoff_min, ms(50)..=s(60), "a cloud that restarts must not be flooded"),
+        ("backoff_max", session.backoff_max, ms(500)..=s(3_600), "it is how late the end of an outage may be noticed"),
+    ];
+    for (key, value, range, why) in ranges {
+        check_range(findings, &format!("session.{key}"), &value, &range, why);
+    }
+    let twice = Duration::from_micros(session.ping.as_micros().saturating_mul(2));
+    if session.silence <= twice {
+        let message = format!("silence of {} is not longer than two pings of {}", session.silence, session.ping);
+        findings.mistake(
+            "session.silence",
+            message,
+            format!("one lost heartbeat would end the session; use more than \"{twice}\""),
+        );
+    }
+    if session.backoff_min > session.backoff_max {
+        let message = format!("backoff_min of {} is longer than backoff_max of {}", session.backoff_min, session.backoff_max);
+        findings.mistake("session.backoff_min", message, "swap them");
+    }
+}
+
+fn check_identity(context: &Context<'_>, findings: &mut Findings<'_, '_>) {
+    let config = context.config;
+    if context.files == Files::Ignored {
+        return;
+    }
+    let file = |path| context.folder.join(path);
+    let loaded = Credentials::load(&file(&config.tls.cert), &file(&config.tls.key));
+    if let Some(credentials) = check_credentials(findings, "tls.cert", "tls.key", loaded) {
+        match credentials.identity() {
+            Ok(identity) if identity.role() != Role::Gateway => {
+                let hint = "issue one for this box with `weir pki issue`";
+                findings.mistake("tls.cert", format!("the certificate is for {identity}, expected weir://gateway/NAME"), hint);
+            }
+            Ok(identity) => {
+                if let Some(name) = config.gateway.name.as_ref().filter(|name| *name != identity.name()) {
+                    let message = format!("the certificate says `{}`, and that is the name that counts", identity.name());
+                    findings.warn(
+                        "gateway.name",
+                        message,
+                        format!("write name = \"{}\" instead of \"{name}\", or remove it", identity.name()),
+                    );
+                }
+            }
+            Err(err) => findings.mistake("tls.cert", err.to_string(), "issue one with `weir pki issue`"),
+        }
+    }
+    if let Err(err) = TrustRoots::load(&file(&config.tls.ca)) {
+        findings.mistake("tls.ca", err.to_string(), PEM_HINT);
+    }
+}
+
+/// Reports a certificate and key that cannot be used; one that is not valid now is a warning, because the box's clock may
+/// be what is wrong.
+pub(super) fn check_credentials(
+    findings: &mut Findings<'_, '_>,
+    cert: &str,
+    key: &str,
+    loaded: Result<Credentials, TlsError>,
+) -> Option<Credentials> {
+    match loaded {
+        Ok(credentials) => {
+            if let Err(err) = credentials.check_validity(wall()) {
+                findings.warn(cert, err.to_string(), "the cloud refuses it until that is mended");
+            }
+            Some(credentials)
+        }
+        Err(err) => {
+            let is_key = match &err {
+                TlsError::Read { what, .. } | TlsError::TooLong { what, .. } | TlsError::WrongContent { what, .. } => {
+                    *what == "key"
+                }
+                TlsError::KeyMismatch { .. } => true,
+                _ => false,
+            };
+            findings.mistake(if is_key { key } else { cert }, err.to_string(), PEM_HINT);
+            None
+        }
+    }
+}
+
+fn wall() -> Wall {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let unix_us = u64::try_from(since.as_micros()).unwrap_or(u64::MAX);
+    Wall { unix_us, trusted: unix_us >= WALL_FLOOR_US }
+}

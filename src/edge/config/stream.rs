@@ -1,0 +1,106 @@
+//! Streams, the models they name, and how those are run.
+
+use std::path::PathBuf;
+
+use serde::Deserialize;
+use weir_infer::{Backend, RuntimeLibrary, WorkerOptions};
+use weir_logic::ids::Class;
+use weir_logic::payload::{OpaqueFormat, PayloadFormat};
+use weir_logic::policy::StreamFidelity;
+use weir_logic::window::{AggregateConfig, KeepConfig, WindowConfig};
+
+/// `[[stream]]`
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Stream {
+    /// Its name, in logs, metrics and the cloud.
+    pub name: String,
+    /// Topic filters; what their wildcards match is the device.
+    pub topics: Vec<String>,
+    /// How much its records matter; it chooses the lane.
+    pub class: Class,
+    /// How finely it is kept.
+    pub fidelity: StreamFidelity,
+    /// How its payloads are read.
+    pub payload: PayloadFormat,
+    /// How it is cut into windows for its model; by default as long as the model's, without overlap.
+    pub window: Option<WindowConfig>,
+    /// Name of the model that scores its windows.
+    pub model: Option<String>,
+    /// How it is aggregated; needed for the fidelity `aggregate`.
+    pub aggregate: Option<AggregateConfig>,
+    /// What is kept raw in spite of the fidelity; on a raw stream, what is kept at all.
+    pub keep: Option<KeepConfig>,
+    /// When a message that is folded into something smaller is acknowledged.
+    pub ack: Ack,
+}
+
+impl Default for Stream {
+    fn default() -> Self {
+        Stream {
+            name: String::new(),
+            topics: Vec::new(),
+            class: Class::Normal,
+            fidelity: StreamFidelity::Raw,
+            payload: PayloadFormat::Opaque(OpaqueFormat {}),
+            window: None,
+            model: None,
+            aggregate: None,
+            keep: None,
+            ack: Ack::Receipt,
+        }
+    }
+}
+
+/// When a message that is folded into an aggregate or a verdict is acknowledged.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Ack {
+    /// On receipt: a crash costs at most the open windows.
+    #[default]
+    Receipt,
+    /// When the record that it went into is safe.
+    Record,
+}
+
+/// `[[model]]`
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Model {
+    /// What streams call it.
+    pub name: String,
+    /// Its manifest, the TOML file beside the ONNX file.
+    pub manifest: PathBuf,
+}
+
+/// `[infer]`
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Infer {
+    /// Which engine runs the models.
+    pub backend: Backend,
+    /// The ONNX Runtime library; `None` for the usual places.
+    pub library: Option<PathBuf>,
+    /// Windows that may wait for each model; what comes when it is full is not scored, and counted.
+    pub queue_windows_max: usize,
+    /// Windows that a model scores at once.
+    pub batch_windows_max: usize,
+}
+
+impl Default for Infer {
+    fn default() -> Self {
+        Infer { backend: Backend::Auto, library: None, queue_windows_max: 256, batch_windows_max: 32 }
+    }
+}
+
+impl Infer {
+    /// Where the native library is looked for. Reads the environment.
+    pub fn runtime_library(&self) -> RuntimeLibrary {
+        RuntimeLibrary::from_env(self.library.clone())
+    }
+
+    /// The limits of each model's worker.
+    pub fn worker_options(&self) -> WorkerOptions {
+        WorkerOptions { queue_rows_limit: self.queue_windows_max, batch_rows_limit: self.batch_windows_max }
+    }
+}

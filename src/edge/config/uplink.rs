@@ -1,0 +1,120 @@
+//! Uplinks: where the cloud is, how it is reached, and who we are to it.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+use weir_host::quic::{Congestion, Transport};
+use weir_host::units::Duration;
+use weir_logic::uplink::SessionLimits;
+
+/// `[[uplink]]`
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Uplink {
+    /// Its name, in logs and metrics.
+    pub name: String,
+    /// Host name or IP address of the cloud, and its UDP port.
+    pub address: String,
+    /// Name that the cloud's certificate must have; `None` for the host in `address`.
+    pub server_name: Option<String>,
+    /// Local address to send from; `None` for the system's choice.
+    pub bind: Option<IpAddr>,
+    /// Network interface to use, whatever the routes say; `None` for the system's choice.
+    pub interface: Option<String>,
+    /// How it reacts to loss.
+    pub congestion: Congestion,
+}
+
+impl Uplink {
+    /// Host and port of the address; `None` if it is not of the form `host:port`, which `check` refuses.
+    pub fn host_port(&self) -> Option<(&str, u16)> {
+        let (host, port) = self.address.rsplit_once(':')?;
+        let port = port.parse().ok().filter(|port| *port > 0)?;
+        let host = match host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) {
+            Some(v6) => v6.parse::<Ipv6Addr>().is_ok().then_some(v6)?,
+            None if host.contains(':') => return None,
+            None => host,
+        };
+        let is_host = !host.is_empty() && !host.contains(|c: char| c.is_whitespace() || matches!(c, '/' | '@'));
+        is_host.then_some((host, port))
+    }
+
+    /// The name that the cloud's certificate must have.
+    pub fn certificate_name(&self) -> &str {
+        self.server_name.as_deref().unwrap_or_else(|| self.host_port().map_or("", |(host, _)| host))
+    }
+
+    /// The local address to bind, with port 0: IPv4 unless `bind` or `address` is an IPv6 address.
+    pub fn local_addr(&self) -> SocketAddr {
+        let to_v6 = self.host_port().is_some_and(|(host, _)| host.parse::<Ipv6Addr>().is_ok());
+        let any = if to_v6 { IpAddr::V6(Ipv6Addr::UNSPECIFIED) } else { IpAddr::V4(Ipv4Addr::UNSPECIFIED) };
+        SocketAddr::new(self.bind.unwrap_or(any), 0)
+    }
+
+    /// Limits and timers of its QUIC connection, which must not give up before the session does.
+    pub fn transport(&self, session: &Session) -> Transport {
+        let edge = Transport::edge();
+        let idle_timeout = edge.idle_timeout.max(session.silence.as_std().saturating_mul(2));
+        Transport { congestion: self.congestion, idle_timeout, ..edge }
+    }
+}
+
+/// `[session]`: times of the conversation with the cloud, the same on all uplinks.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Session {
+    /// Between two heartbeats.
+    pub ping: Duration,
+    /// Without a word from the cloud for so long, the uplink counts as down.
+    pub silence: Duration,
+    /// For connecting, and again for the cloud's greeting.
+    pub connect_timeout: Duration,
+    /// Wait before the second attempt; each later one waits up to twice as long.
+    pub backoff_min: Duration,
+    /// Longest wait between two attempts.
+    pub backoff_max: Duration,
+}
+
+impl Default for Session {
+    fn default() -> Self {
+        Session {
+            ping: Duration::from_secs(1),
+            silence: Duration::from_secs(5),
+            connect_timeout: Duration::from_secs(10),
+            backoff_min: Duration::from_millis(500),
+            backoff_max: Duration::from_secs(30),
+        }
+    }
+}
+
+impl Session {
+    /// The times as the core takes them.
+    pub fn limits(&self) -> SessionLimits {
+        SessionLimits {
+            ping_us: self.ping.as_micros(),
+            silence_us: self.silence.as_micros(),
+            connect_us: self.connect_timeout.as_micros(),
+            backoff_us: (self.backoff_min.as_micros(), self.backoff_max.as_micros()),
+        }
+    }
+}
+
+/// `[tls]`: the identity of the box. Needed if there is an uplink.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Tls {
+    /// Certificate chain in PEM, with the URI `weir://gateway/NAME`.
+    pub cert: PathBuf,
+    /// Its key.
+    pub key: PathBuf,
+    /// Authority of the cloud's certificate.
+    pub ca: PathBuf,
+}
+
+impl Default for Tls {
+    fn default() -> Self {
+        let file = |name| Path::new("/etc/weir").join(name);
+        Tls { cert: file("gateway.crt"), key: file("gateway.key"), ca: file("ca.crt") }
+    }
+}
