@@ -15,8 +15,6 @@ use super::{Ack, Config, Stream};
 pub struct ModelInfo {
     /// What the configuration calls it.
     pub model: String,
-    /// Its position in the list of models that the shell has loaded.
-    pub index: u16,
     /// What its manifest calls it; verdicts carry this name.
     pub name: Arc<str>,
     /// Its version.
@@ -32,11 +30,10 @@ pub struct ModelInfo {
 }
 
 impl ModelInfo {
-    /// The model that the configuration calls `model`, at this position of the shell's list.
-    pub fn new(model: &str, index: u16, manifest: &Manifest) -> ModelInfo {
+    /// What is known of the model that the configuration calls `model`.
+    pub fn new(model: &str, manifest: &Manifest) -> ModelInfo {
         ModelInfo {
             model: model.to_owned(),
-            index,
             name: manifest.name.as_str().into(),
             version: manifest.version.as_str().into(),
             channels: manifest.input.channels.len(),
@@ -67,7 +64,7 @@ pub(super) struct StreamMistake {
 }
 
 impl Config {
-    /// What the core needs to know, with the models that could be loaded.
+    /// What the core needs to know, with the models that could be loaded; jobs name a model by its position in `models`.
     ///
     /// A stream whose model is not in `models` goes without. Users come in the order of the configuration; the one without
     /// a name, for anonymous clients, is last, see [`Config::anonymous_user`].
@@ -76,8 +73,7 @@ impl Config {
     /// The first mistake of a stream. There is none after [`Config::check`] with the same models.
     pub fn policy(&self, models: &[ModelInfo]) -> Result<Policy, PolicyError> {
         let streams = self.stream.iter().map(|stream| {
-            let model = stream.model.as_ref().and_then(|name| models.iter().find(|info| info.model == *name));
-            resolve(stream, model).map_err(|mistakes| PolicyError {
+            resolve(stream, models).map_err(|mistakes| PolicyError {
                 stream: stream.name.clone(),
                 reason: mistakes.first().map(|mistake| mistake.message.clone()).unwrap_or_default(),
             })
@@ -106,7 +102,9 @@ impl Config {
 }
 
 /// A stream as the core takes it, or all mistakes in it.
-pub(super) fn resolve(stream: &Stream, model: Option<&ModelInfo>) -> Result<StreamPolicy, Vec<StreamMistake>> {
+pub(super) fn resolve(stream: &Stream, models: &[ModelInfo]) -> Result<StreamPolicy, Vec<StreamMistake>> {
+    let index = models.iter().position(|info| stream.model.as_ref() == Some(&info.model));
+    let model = index.map(|index| &models[index]);
     let decoder = Decoder::new(&stream.payload).map_err(|err| vec![mistake(format_key(&err), &err.to_string())])?;
     let channels = decoder.channels();
     let mut mistakes = Vec::new();
@@ -135,8 +133,9 @@ pub(super) fn resolve(stream: &Stream, model: Option<&ModelInfo>) -> Result<Stre
     if !mistakes.is_empty() {
         return Err(mistakes);
     }
-    let model = model.zip(window).map(|(model, window)| StreamModel {
-        index: model.index,
+    let model = model.zip(index).zip(window).map(|((model, index), window)| StreamModel {
+        // `check` allows 16 models.
+        index: u16::try_from(index).unwrap_or(u16::MAX),
         name: Arc::clone(&model.name),
         version: Arc::clone(&model.version),
         window,

@@ -31,8 +31,7 @@ impl<'c> Summary<'c> {
 
     /// Bytes of the window that one device of a stream has open.
     fn window_bytes(&self, stream: &Stream) -> u64 {
-        let model = stream.model.as_ref().and_then(|name| self.models.iter().find(|info| info.model == *name));
-        let model = resolve(stream, model).ok().and_then(|policy| policy.model);
+        let model = resolve(stream, self.models).ok().and_then(|policy| policy.model);
         model.map_or(0, |model| model.window.device_bytes() as u64)
     }
 

@@ -52,11 +52,9 @@ impl Uplink {
         SocketAddr::new(self.bind.unwrap_or(any), 0)
     }
 
-    /// Limits and timers of its QUIC connection, which must not give up before the session does.
-    pub fn transport(&self, session: &Session) -> Transport {
-        let edge = Transport::edge();
-        let idle_timeout = edge.idle_timeout.max(session.silence.as_std().saturating_mul(2));
-        Transport { congestion: self.congestion, idle_timeout, ..edge }
+    /// Limits and timers of its QUIC connection.
+    pub fn transport(&self) -> Transport {
+        Transport { congestion: self.congestion, ..Transport::edge() }
     }
 }
 

@@ -96,7 +96,7 @@ fn check_models(context: &Context<'_>, findings: &mut Findings<'_, '_>) -> Vec<M
                         }
                     }
                 }
-                models.push(ModelInfo::new(&model.name, u16::try_from(at).unwrap_or(u16::MAX), &manifest));
+                models.push(ModelInfo::new(&model.name, &manifest));
             }
             Err(ManifestError::Invalid { path: file, problems }) => {
                 for problem in problems {
@@ -143,8 +143,7 @@ fn check_stream(context: &Context<'_>, at: usize, stream: &Stream, models: &[Mod
         };
         findings.mistake(&path("model"), format!("there is no model `{name}`"), hint);
     }
-    let model = stream.model.as_ref().and_then(|name| models.iter().find(|info| info.model == *name));
-    match resolve(stream, model) {
+    match resolve(stream, models) {
         Ok(policy) => {
             if let Some(model) = policy.model.filter(|_| stream.window.as_ref().is_some_and(|window| window.step.is_some())) {
                 warn_of_gaps(&path("window.step"), model.window.length(), model.window.step(), findings);

@@ -5,6 +5,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use rustls::pki_types::ServerName;
 use weir_host::clock::{WALL_FLOOR_US, Wall};
+use weir_host::quic::Transport;
 use weir_host::tls::{Credentials, Role, TlsError, TrustRoots};
 use weir_host::units::Duration;
 use weir_logic::receive::SESSIONS_MAX;
@@ -87,14 +88,11 @@ fn check_uplink(at: usize, uplink: &Uplink, findings: &mut Findings<'_, '_>) {
 
 fn check_session(session: &Session, findings: &mut Findings<'_, '_>) {
     let (ms, s) = (Duration::from_millis, Duration::from_secs);
+    // Beyond this QUIC itself gives up, and a longer silence would have no effect.
+    let idle_ms = u64::try_from(Transport::edge().idle_timeout.as_millis()).unwrap_or(u64::MAX);
     let ranges = [
         ("ping", session.ping, ms(100)..=s(60), "each heartbeat costs about 100 bytes each way"),
-        (
-            "silence",
-            session.silence,
-            ms(500)..=s(300),
-            "an uplink that is down must be noticed, but not at the first lost packet",
-        ),
+        ("silence", session.silence, ms(500)..=ms(idle_ms), "QUIC ends a connection after the longest of these by itself"),
         ("connect_timeout", session.connect_timeout, s(1)..=s(120), "a slow link needs seconds for a handshake"),
         ("backoff_min", session.backoff_min, ms(50)..=s(60), "a cloud that restarts must not be flooded"),
         ("backoff_max", session.backoff_max, ms(500)..=s(3_600), "it is how late the end of an outage may be noticed"),
