@@ -234,6 +234,12 @@ pub fn identity(cert_der: &[u8]) -> Result<Identity, IdentityError> {
     }
 }
 
+/// The common name in a certificate (DER), as a client showed it; `None` if it has none.
+pub fn subject_name(cert_der: &[u8]) -> Option<String> {
+    let (_, cert) = x509_parser::certificate::X509Certificate::from_der(cert_der).ok()?;
+    cert.subject().iter_common_name().next()?.as_str().ok().map(str::to_owned)
+}
+
 /// The common name of the first certificate in a PEM text; empty if it has none.
 ///
 /// # Errors

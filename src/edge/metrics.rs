@@ -1,0 +1,126 @@
+//! All metrics of the box, in one place: names, units and labels.
+
+use weir_host::admin::MetricsText;
+
+use crate::status::{LaneStatus, ModelStatus, Status, StreamStatus, UplinkStatus};
+
+/// The text for `/metrics`.
+pub(crate) fn text(status: &Status) -> String {
+    let mut out = MetricsText::new();
+    process(status, &mut out);
+    ingest(status, &mut out);
+    streams(status, &mut out);
+    lanes(status, &mut out);
+    uplinks(status, &mut out);
+    models(status, &mut out);
+    out.finish()
+}
+
+fn process(status: &Status, out: &mut MetricsText) {
+    out.gauge("weir_service_seconds", "Time in service over all runs.", status.service_us as f64 / 1e6);
+    out.gauge("weir_clock_trusted", "1 if the wall clock is trusted.", f64::from(u8::from(status.wall_trusted)));
+    out.gauge("weir_buffer_memory_bytes", "Bytes that lanes hold in memory.", status.memory_bytes as f64);
+    out.counter("weir_buffer_memory_full_total", "Times that sockets were not read for want of memory.", status.memory_full);
+    out.gauge("weir_buffer_disk_full", "1 if the disk refuses data.", f64::from(u8::from(status.disk_full)));
+    out.gauge("weir_buffer_voids_count", "Voids the cloud has not acknowledged.", status.voids as f64);
+    out.counter("weir_buffer_commits_total", "Transactions committed.", status.store.commits);
+    out.counter("weir_buffer_commit_failures_total", "Transactions that failed.", status.store.commit_failures);
+    out.counter("weir_buffer_flash_bytes_total", "Bytes written to flash.", status.store.flash_bytes);
+    out.gauge("weir_buffer_file_bytes", "Length of the buffer's file.", status.store.file_bytes as f64);
+}
+
+fn ingest(status: &Status, out: &mut MetricsText) {
+    let i = &status.ingest;
+    out.gauge("weir_ingest_connections_count", "MQTT connections.", i.connections as f64);
+    out.gauge("weir_ingest_unacknowledged_count", "Messages that wait for their PUBACK.", i.unacknowledged as f64);
+    out.gauge("weir_ingest_windows_pending_count", "Windows being scored.", i.windows_pending as f64);
+    out.counter("weir_ingest_payload_bytes_total", "Payload bytes of messages.", i.payload_bytes);
+    let messages = [("0", i.messages_qos0), ("1", i.messages_qos1)].map(|(qos, count)| ([("qos", qos)], count));
+    out.counters("weir_ingest_messages_total", "Messages by QoS.", messages);
+    out.counter("weir_ingest_duplicates_total", "Messages with the DUP flag.", i.duplicates);
+    out.counter("weir_ingest_pubacks_total", "PUBACKs sent.", i.pubacks);
+    out.counter("weir_ingest_connections_total", "Connections accepted.", i.connections_total);
+    out.counter("weir_ingest_takeovers_total", "Connections taken over by a newer one.", i.taken_over);
+    let refused = [("too_many", i.connections_refused), ("credentials", i.connects_refused), ("protocol", i.protocol_errors)]
+        .map(|(reason, count)| ([("reason", reason)], count));
+    out.counters("weir_ingest_connections_refused_total", "Connections refused or closed, by reason.", refused);
+    let unusable = [("unmatched", i.unmatched), ("denied", i.denied), ("device_refused", i.devices_refused)]
+        .map(|(reason, count)| ([("reason", reason)], count));
+    out.counters("weir_ingest_unusable_total", "Messages that no stream took, by reason.", unusable);
+    out.counter("weir_ingest_verdicts_total", "Verdicts given.", i.verdicts);
+    out.counter("weir_ingest_verdict_errors_total", "Windows that could not be scored.", i.verdict_errors);
+}
+
+fn streams(status: &Status, out: &mut MetricsText) {
+    let fates: [(&str, fn(&StreamStatus) -> u64); 7] = [
+        ("kept", |s| s.kept),
+        ("folded", |s| s.folded),
+        ("filtered", |s| s.filtered),
+        ("undecodable", |s| s.undecodable),
+        ("aggregate", |s| s.aggregates),
+        ("verdict", |s| s.verdicts),
+        ("window", |s| s.windows),
+    ];
+    let samples = status
+        .streams
+        .iter()
+        .flat_map(|stream| fates.map(|(fate, value)| ([("stream", stream.name.as_str()), ("fate", fate)], value(stream))));
+    out.counters("weir_stream_fates_total", "What became of messages, and what was recorded instead.", samples);
+}
+
+fn lanes(status: &Status, out: &mut MetricsText) {
+    let gauges: [(&str, &str, fn(&LaneStatus) -> f64); 5] = [
+        ("weir_lane_records_count", "Records held.", |l| l.records as f64),
+        ("weir_lane_bytes", "Bytes of blocks held.", |l| l.bytes as f64),
+        ("weir_lane_memory_bytes", "Bytes held in memory.", |l| l.memory_bytes as f64),
+        ("weir_lane_under_way_bytes", "Bytes sent and not acknowledged.", |l| l.under_way_bytes as f64),
+        ("weir_lane_oldest_seconds", "Age of the oldest record.", |l| l.oldest_age_us.unwrap_or(0) as f64 / 1e6),
+    ];
+    for (name, help, value) in gauges {
+        out.gauges(name, help, status.lanes.iter().map(|lane| ([("class", lane.class.as_str())], value(lane))));
+    }
+    let counters: [(&str, &str, fn(&LaneStatus) -> u64); 8] = [
+        ("weir_lane_records_total", "Records taken in.", |l| l.records_total),
+        ("weir_lane_payload_bytes_total", "Payload bytes taken in.", |l| l.payload_bytes),
+        ("weir_lane_acked_total", "Records the cloud acknowledged.", |l| l.acked),
+        ("weir_lane_evicted_total", "Records evicted.", |l| l.evicted),
+        ("weir_lane_expired_total", "Records expired.", |l| l.expired),
+        ("weir_lane_corrupt_total", "Records whose block was unreadable.", |l| l.corrupt),
+        ("weir_lane_sent_bytes_total", "Bytes of blocks sent.", |l| l.sent_bytes),
+        ("weir_lane_spilled_total", "Records written to disk because an ack was late.", |l| l.spilled),
+    ];
+    for (name, help, value) in counters {
+        out.counters(name, help, status.lanes.iter().map(|lane| ([("class", lane.class.as_str())], value(lane))));
+    }
+}
+
+fn uplinks(status: &Status, out: &mut MetricsText) {
+    let gauges: [(&str, &str, fn(&UplinkStatus) -> f64); 3] = [
+        ("weir_uplink_up", "1 while a session is up.", |u| f64::from(u8::from(u.up))),
+        ("weir_uplink_rtt_seconds", "Smoothed round trip.", |u| u.rtt_us as f64 / 1e6),
+        ("weir_uplink_cwnd_bytes", "Congestion window.", |u| u.cwnd_bytes as f64),
+    ];
+    for (name, help, value) in gauges {
+        out.gauges(name, help, status.uplinks.iter().map(|uplink| ([("uplink", uplink.name.as_str())], value(uplink))));
+    }
+    let counters: [(&str, &str, fn(&UplinkStatus) -> u64); 3] = [
+        ("weir_uplink_attempts_total", "Attempts to connect.", |u| u.attempts),
+        ("weir_uplink_sessions_total", "Sessions that came up.", |u| u.ups),
+        ("weir_uplink_downs_total", "Sessions that went down.", |u| u.downs),
+    ];
+    for (name, help, value) in counters {
+        out.counters(name, help, status.uplinks.iter().map(|uplink| ([("uplink", uplink.name.as_str())], value(uplink))));
+    }
+}
+
+fn models(status: &Status, out: &mut MetricsText) {
+    let counters: [(&str, &str, fn(&ModelStatus) -> u64); 4] = [
+        ("weir_infer_windows_total", "Windows scored.", |m| m.rows),
+        ("weir_infer_errors_total", "Windows that failed.", |m| m.errors),
+        ("weir_infer_refused_total", "Windows refused because the queue was full.", |m| m.refused),
+        ("weir_infer_batches_total", "Batches run.", |m| m.batches),
+    ];
+    for (name, help, value) in counters {
+        out.counters(name, help, status.models.iter().map(|model| ([("model", model.name.as_str())], value(model))));
+    }
+}

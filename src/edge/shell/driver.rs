@@ -1,0 +1,382 @@
+//! The loop that feeds the gateway and carries out what it wants.
+
+use std::collections::{HashMap, VecDeque};
+use std::time::Duration;
+
+use tokio::sync::{mpsc, watch};
+use weir_host::clock::Clock;
+use weir_host::notify::Notify;
+use weir_host::shutdown::Shutdown;
+use weir_infer::{Outcome, Request, Worker};
+use weir_logic::gateway::{Event, Gateway, Input, Output};
+use weir_logic::ingest::{ConnId, Moment, Verdict};
+use weir_logic::mqtt::AuthRefusal;
+
+use super::Message;
+use super::auth::Credentials;
+use super::listen::{ClientCommand, ClientHandle, ConnIds, recycle};
+use super::uplink::{PathStats, UplinkCommand, UplinkEvent};
+use crate::status::{Status, StoreStatus};
+use crate::store::{StoreEvent, StoreInput, StoreSender, StoreTime};
+
+/// Outcomes of one batch of one model.
+#[derive(Debug)]
+pub(crate) struct InferBatch {
+    pub(crate) model: usize,
+    pub(crate) outcomes: Vec<Outcome>,
+}
+
+/// An uplink as the driver sees it.
+#[derive(Debug)]
+pub(crate) struct UplinkHandle {
+    pub(crate) name: String,
+    pub(crate) commands_tx: mpsc::UnboundedSender<UplinkCommand>,
+    pub(crate) events_rx: mpsc::Receiver<(u64, UplinkEvent)>,
+    /// Attempts made: events of older ones are dropped.
+    generation: u64,
+    path: PathStats,
+}
+
+impl UplinkHandle {
+    pub(crate) fn new(
+        name: String,
+        commands_tx: mpsc::UnboundedSender<UplinkCommand>,
+        events_rx: mpsc::Receiver<(u64, UplinkEvent)>,
+    ) -> Self {
+        UplinkHandle { name, commands_tx, events_rx, generation: 0, path: PathStats::default() }
+    }
+}
+
+/// Everything the driver is wired to.
+pub(crate) struct DriverParts {
+    pub(crate) gateway: Gateway,
+    pub(crate) clock: Clock,
+    pub(crate) messages_rx: mpsc::Receiver<Message>,
+    pub(crate) credentials_tx: mpsc::Sender<Credentials>,
+    pub(crate) store_tx: StoreSender,
+    pub(crate) store_rx: mpsc::Receiver<StoreEvent>,
+    pub(crate) models: Vec<Worker>,
+    pub(crate) infer_rx: mpsc::Receiver<InferBatch>,
+    pub(crate) uplinks: Vec<UplinkHandle>,
+    pub(crate) status_tx: watch::Sender<Status>,
+    pub(crate) base_status: Status,
+    pub(crate) notify: Notify,
+}
+
+/// The loop's state.
+pub(crate) struct Driver {
+    parts: DriverParts,
+    conns: ConnIds,
+    clients: HashMap<ConnId, ClientHandle>,
+    store: StoreStatus,
+    /// Loads and commits that found the store's queue full; it is longer than the gateway ever asks for at once.
+    waiting_store: VecDeque<StoreInput>,
+    published_us: u64,
+    /// When the transaction that is under way was handed to the disk.
+    asked_us: Option<u64>,
+}
+
+/// How often the status is published.
+const STATUS_US: u64 = 200_000;
+/// Messages taken at once before outputs are carried out: acknowledgements of several reads leave together.
+const MESSAGES_AT_ONCE: usize = 32;
+/// A transaction that takes longer than this will not end by itself.
+const STUCK_US: u64 = 60_000_000;
+/// How long a stop may wait for the disk.
+const STOP_LIMIT: Duration = Duration::from_secs(10);
+
+enum Woken {
+    Message(Message),
+    Store(StoreEvent),
+    Infer(InferBatch),
+    Uplink(usize, u64, UplinkEvent),
+    Time,
+    Stop,
+}
+
+impl Driver {
+    pub(crate) fn new(parts: DriverParts) -> Self {
+        Driver {
+            parts,
+            conns: ConnIds::default(),
+            clients: HashMap::new(),
+            store: StoreStatus::default(),
+            waiting_store: VecDeque::new(),
+            published_us: 0,
+            asked_us: None,
+        }
+    }
+
+    /// Runs until shutdown is requested and what can be made safe is.
+    pub(crate) async fn run(mut self, mut shutdown: Shutdown) -> Vec<Worker> {
+        self.carry_out();
+        self.parts.notify.ready();
+        while !shutdown.is_requested() {
+            let woken = self.woken(&mut shutdown).await;
+            if matches!(woken, Woken::Stop) {
+                break;
+            }
+            self.take(woken);
+            for _ in 1..MESSAGES_AT_ONCE {
+                let Ok(message) = self.parts.messages_rx.try_recv() else { break };
+                self.take(Woken::Message(message));
+            }
+            self.carry_out();
+            self.publish(false);
+        }
+        self.stop().await;
+        self.publish(true);
+        self.parts.models
+    }
+
+    /// Waits for the next thing to happen.
+    async fn woken(&mut self, shutdown: &mut Shutdown) -> Woken {
+        let now_us = self.parts.clock.now_us();
+        let wait = Duration::from_micros(self.parts.gateway.deadline_us().saturating_sub(now_us));
+        let DriverParts { messages_rx, store_rx, infer_rx, uplinks, .. } = &mut self.parts;
+        tokio::select! {
+            biased;
+            () = shutdown.requested() => Woken::Stop,
+            (index, generation, event) = next_uplink_event(uplinks) => Woken::Uplink(index, generation, event),
+            Some(event) = store_rx.recv() => Woken::Store(event),
+            Some(batch) = infer_rx.recv() => Woken::Infer(batch),
+            Some(message) = messages_rx.recv() => Woken::Message(message),
+            () = tokio::time::sleep(wait) => Woken::Time,
+        }
+    }
+
+    fn take(&mut self, woken: Woken) {
+        let now = moment(&self.parts.clock);
+        match woken {
+            Woken::Message(message) => self.message(now, message),
+            Woken::Store(event) => self.store_event(now, event),
+            Woken::Infer(batch) => self.inferred(now, batch),
+            Woken::Uplink(index, generation, event) if generation == self.parts.uplinks[index].generation => {
+                self.uplink_event(now, index as u8, event);
+            }
+            Woken::Time => self.parts.gateway.handle(now, Input::Tick),
+            Woken::Uplink(..) | Woken::Stop => {}
+        }
+    }
+
+    fn message(&mut self, now: Moment, message: Message) {
+        let gateway = &mut self.parts.gateway;
+        match message {
+            Message::ClientOpened { listener, certificate, commands_tx, opened_tx } => {
+                let conn = self.conns.next();
+                if opened_tx.send(conn).is_ok() {
+                    self.clients.insert(conn, ClientHandle { listener, certificate, commands_tx, buffer: None });
+                    gateway.handle(now, Input::ClientOpened { conn });
+                }
+            }
+            Message::ClientRead { conn, bytes } => {
+                gateway.handle(now, Input::ClientRead { conn, bytes: &bytes });
+                if let Some(client) = self.clients.get_mut(&conn) {
+                    client.buffer = Some(bytes);
+                }
+            }
+            Message::ClientLost { conn } => gateway.handle(now, Input::ClientLost { conn }),
+            Message::Authenticated { conn, result } => gateway.handle(now, Input::Authenticated { conn, result }),
+        }
+    }
+
+    fn store_event(&mut self, now: Moment, event: StoreEvent) {
+        if let Some(waiting) = self.waiting_store.pop_front() {
+            self.ask_store(waiting);
+        }
+        match event {
+            StoreEvent::Committed { ticket, stats } => {
+                self.asked_us = None;
+                self.store.commits += 1;
+                self.store.flash_bytes += stats.bytes_written;
+                self.store.file_bytes = stats.file_bytes;
+                self.store.commit_us_last = stats.took_us;
+                self.parts.gateway.handle(now, Input::Committed { ticket, result: Ok(()) });
+            }
+            StoreEvent::CommitFailed { ticket, error } => {
+                self.asked_us = None;
+                self.store.commit_failures += 1;
+                self.parts.gateway.handle(now, Input::Committed { ticket, result: Err(error) });
+            }
+            StoreEvent::Loaded { key, block } => {
+                let block = block.unwrap_or_else(|err| {
+                    tracing::error!(?key, %err, "cannot read a block from the buffer");
+                    None
+                });
+                self.parts.gateway.handle(now, Input::Loaded { key, block });
+            }
+        }
+    }
+
+    fn inferred(&mut self, now: Moment, batch: InferBatch) {
+        let manifest = self.parts.models[batch.model].manifest();
+        let labels: Vec<_> = manifest.output.labels.clone();
+        for Outcome { id, result, .. } in batch.outcomes {
+            let verdict = match result {
+                Ok(answer) => {
+                    let label = answer.verdict.label.and_then(|index| labels.get(index)).map_or("", String::as_str);
+                    Some(Verdict { label: label.into(), score: answer.verdict.score, confidence: answer.verdict.confidence })
+                }
+                Err(err) => {
+                    tracing::debug!(model = manifest.name, %err, "a window could not be scored");
+                    None
+                }
+            };
+            self.parts.gateway.handle(now, Input::Inferred { job: id, verdict });
+        }
+    }
+
+    fn uplink_event(&mut self, now: Moment, uplink: u8, event: UplinkEvent) {
+        let gateway = &mut self.parts.gateway;
+        match event {
+            UplinkEvent::Connected => gateway.handle(now, Input::UplinkConnected { uplink }),
+            UplinkEvent::Control(bytes) => gateway.handle(now, Input::UplinkControl { uplink, bytes: &bytes }),
+            UplinkEvent::Written { flow, len } => gateway.handle(now, Input::UplinkWritten { uplink, flow, len }),
+            UplinkEvent::Path(path) => self.parts.uplinks[usize::from(uplink)].path = path,
+            UplinkEvent::Closed(reason) => gateway.handle(now, Input::UplinkClosed { uplink, reason }),
+        }
+    }
+
+    /// Carries out everything the gateway wants.
+    fn carry_out(&mut self) {
+        while let Some(output) = self.parts.gateway.poll() {
+            match output {
+                Output::ClientWrite { conn, bytes } => self.tell_client(conn, ClientCommand::Write(bytes)),
+                Output::ClientRead { conn } => {
+                    let buffer = self.clients.get_mut(&conn).and_then(|client| client.buffer.take()).map(recycle);
+                    self.tell_client(conn, ClientCommand::Read(buffer));
+                }
+                Output::ClientClose { conn, close } => {
+                    tracing::debug!(conn = conn.0, %close, "client closed");
+                    self.tell_client(conn, ClientCommand::Close);
+                    self.clients.remove(&conn);
+                }
+                Output::Authenticate { conn, username, password } => self.authenticate(conn, username, password),
+                Output::Infer(job) => {
+                    let request = Request { id: job.job, window: job.window };
+                    if self.parts.models[usize::from(job.model)].try_submit(request).is_err() {
+                        let now = moment(&self.parts.clock);
+                        self.parts.gateway.handle(now, Input::Inferred { job: job.job, verdict: None });
+                    }
+                }
+                Output::Commit(request) => {
+                    let now = moment(&self.parts.clock);
+                    let time = store_time(now);
+                    self.asked_us = Some(now.service_us);
+                    self.ask_store(StoreInput::Commit { request, time });
+                }
+                Output::Load { key } => self.ask_store(StoreInput::Load { key }),
+                Output::Connect { uplink } => {
+                    self.parts.uplinks[usize::from(uplink)].generation += 1;
+                    self.tell_uplink(uplink, UplinkCommand::Connect);
+                }
+                Output::ControlWrite { uplink, bytes } => self.tell_uplink(uplink, UplinkCommand::Control(bytes)),
+                Output::SendBlock { uplink, flow, block } => self.tell_uplink(uplink, UplinkCommand::Block { flow, block }),
+                Output::Disconnect { uplink } => self.tell_uplink(uplink, UplinkCommand::Disconnect),
+                Output::Event(event) => self.log(&event),
+            }
+        }
+    }
+
+    fn tell_client(&self, conn: ConnId, command: ClientCommand) {
+        if let Some(client) = self.clients.get(&conn) {
+            // A client whose task has ended is reported lost by itself.
+            let _ = client.commands_tx.send(command);
+        }
+    }
+
+    fn tell_uplink(&self, uplink: u8, command: UplinkCommand) {
+        let _ = self.parts.uplinks[usize::from(uplink)].commands_tx.send(command);
+    }
+
+    fn ask_store(&mut self, input: StoreInput) {
+        if let Err(err) = self.parts.store_tx.try_send(input) {
+            match err {
+                mpsc::error::TrySendError::Full(input) => self.waiting_store.push_back(input),
+                mpsc::error::TrySendError::Closed(_) => tracing::error!("the buffer's thread is gone"),
+            }
+        }
+    }
+
+    fn authenticate(&mut self, conn: ConnId, username: Option<String>, password: Option<Vec<u8>>) {
+        let Some(client) = self.clients.get_mut(&conn) else { return };
+        let certificate = client.certificate.take();
+        let credentials = Credentials { conn, listener: client.listener, username, password, certificate };
+        if self.parts.credentials_tx.try_send(credentials).is_err() {
+            let now = moment(&self.parts.clock);
+            self.parts.gateway.handle(now, Input::Authenticated { conn, result: Err(AuthRefusal::Unavailable) });
+        }
+    }
+
+    fn log(&self, event: &Event) {
+        match event {
+            Event::UplinkUp { uplink } => {
+                tracing::info!(uplink = self.parts.uplinks[usize::from(*uplink)].name, "uplink is up")
+            }
+            Event::UplinkDown { uplink, reason } => {
+                tracing::warn!(uplink = self.parts.uplinks[usize::from(*uplink)].name, %reason, "uplink is down");
+            }
+            Event::Planned { stream, version, planned, reason } => {
+                let stream = &self.parts.gateway.policy().streams[usize::from(*stream)].name;
+                tracing::info!(stream = &**stream, version, planned, %reason, "plan");
+            }
+            Event::CommitFailed { error } => tracing::error!(err = %error, "the buffer takes no data; senders are held back"),
+            Event::CommitRecovered => tracing::info!("the buffer takes data again"),
+        }
+    }
+
+    /// Ends connections, and waits until everything that can be safe is.
+    async fn stop(&mut self) {
+        tracing::info!("stopping");
+        self.parts.notify.stopping();
+        self.parts.gateway.handle(moment(&self.parts.clock), Input::Stop);
+        self.carry_out();
+        let deadline = tokio::time::Instant::now() + STOP_LIMIT;
+        while !self.parts.gateway.is_stopped() {
+            match tokio::time::timeout_at(deadline, self.parts.store_rx.recv()).await {
+                Ok(Some(event)) => self.take(Woken::Store(event)),
+                Ok(None) | Err(_) => break,
+            }
+            self.carry_out();
+        }
+    }
+
+    fn publish(&mut self, now: bool) {
+        let now_us = self.parts.clock.now_us();
+        if !now && now_us < self.published_us + STATUS_US {
+            return;
+        }
+        self.published_us = now_us;
+        // Progress, not being alive: a transaction that never ends stops the watchdog's food.
+        if now_us < self.asked_us.map_or(u64::MAX, |asked_us| asked_us + STUCK_US) {
+            self.parts.notify.watchdog();
+        }
+        let DriverParts { gateway, uplinks, models, base_status, .. } = &self.parts;
+        let paths: Vec<PathStats> = uplinks.iter().map(|uplink| uplink.path).collect();
+        let stats: Vec<_> = models.iter().map(|worker| (worker.manifest().name.clone(), worker.stats())).collect();
+        let wall = self.parts.clock.wall();
+        self.parts.status_tx.send_replace(base_status.updated(now_us, wall, gateway, &paths, &stats, self.store));
+    }
+}
+
+/// The next event of any uplink, with its attempt; pends for ever without uplinks.
+async fn next_uplink_event(uplinks: &mut [UplinkHandle]) -> (usize, u64, UplinkEvent) {
+    std::future::poll_fn(|context| {
+        for (index, uplink) in uplinks.iter_mut().enumerate() {
+            if let std::task::Poll::Ready(Some((generation, event))) = uplink.events_rx.poll_recv(context) {
+                return std::task::Poll::Ready((index, generation, event));
+            }
+        }
+        std::task::Poll::Pending
+    })
+    .await
+}
+
+fn moment(clock: &Clock) -> Moment {
+    let (service_us, wall) = (clock.now_us(), clock.wall());
+    Moment { service_us, wall_offset_us: wall.trusted.then(|| wall.unix_us as i64 - service_us as i64) }
+}
+
+fn store_time(now: Moment) -> StoreTime {
+    StoreTime { service_us: now.service_us, wall_us: now.wall_offset_us.map(|offset| now.service_us as i64 + offset) }
+}

@@ -1,0 +1,168 @@
+//! The shell of MQTT clients: sockets and TLS; `logic::ingest` says what to write and when to read.
+//!
+//! A client's task reads once, hands the bytes over, and reads again only when it is told to. Its buffer goes along and
+//! comes back, so a client costs one buffer however much it sends. While the task writes it does not read: a client that
+//! does not read its socket is not read from.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::mpsc;
+use tokio::time::{Duration, timeout};
+use tokio_rustls::TlsAcceptor;
+use weir_logic::ingest::ConnId;
+
+use super::Message;
+
+/// What the gateway tells a client's task.
+#[derive(Debug)]
+pub(crate) enum ClientCommand {
+    Write(Vec<u8>),
+    /// Read once more, into this buffer if it is given back.
+    Read(Option<Vec<u8>>),
+    Close,
+}
+
+/// A listener with what it needs to greet clients.
+#[derive(Clone)]
+pub(crate) struct Listener {
+    pub(crate) tcp: Arc<TcpListener>,
+    pub(crate) tls: Option<TlsAcceptor>,
+    /// Index of this listener in the configuration.
+    pub(crate) index: usize,
+}
+
+/// Largest read; `logic::mqtt` takes no more at once.
+pub(crate) const READ_LEN_MAX: usize = 64 * 1024;
+/// A client's first buffer: most sensors never send more at once.
+const READ_LEN_FIRST: usize = 4 * 1024;
+/// Time for a TLS handshake.
+const HANDSHAKE_LIMIT: Duration = Duration::from_secs(10);
+/// Time to write the last bytes to a client that is to be closed.
+const LAST_WRITE_LIMIT: Duration = Duration::from_secs(2);
+/// Wait after an accept that failed for want of sockets or memory.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Accepts clients for ever.
+pub(crate) async fn run(listener: Listener, messages_tx: mpsc::Sender<Message>) {
+    loop {
+        let (stream, peer) = match listener.tcp.accept().await {
+            Ok(accepted) => accepted,
+            Err(err) => {
+                tracing::warn!(%err, "cannot accept a client");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+                continue;
+            }
+        };
+        tokio::spawn(greet(listener.clone(), stream, peer, messages_tx.clone()));
+    }
+}
+
+async fn greet(listener: Listener, stream: TcpStream, peer: SocketAddr, messages_tx: mpsc::Sender<Message>) {
+    if let Err(err) = stream.set_nodelay(true) {
+        tracing::debug!(%peer, %err, "client is gone");
+        return;
+    }
+    let Some(tls) = listener.tls else {
+        return client(stream, listener.index, None, messages_tx).await;
+    };
+    match timeout(HANDSHAKE_LIMIT, tls.accept(stream)).await {
+        Ok(Ok(stream)) => {
+            let certificate = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first()).map(|cert| cert.to_vec());
+            client(stream, listener.index, certificate, messages_tx).await;
+        }
+        Ok(Err(err)) => tracing::debug!(%peer, %err, "TLS handshake failed"),
+        Err(_) => tracing::debug!(%peer, "TLS handshake took too long"),
+    }
+}
+
+/// Serves one client until either side ends it.
+async fn client<S>(stream: S, listener: usize, certificate: Option<Vec<u8>>, messages_tx: mpsc::Sender<Message>)
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    // Bounded in effect: acknowledgements of what was read, and nothing is read while they are not written.
+    let (commands_tx, mut commands_rx) = mpsc::unbounded_channel();
+    let (opened_tx, opened_rx) = tokio::sync::oneshot::channel();
+    let opened = Message::ClientOpened { listener, certificate, commands_tx, opened_tx };
+    if messages_tx.send(opened).await.is_err() {
+        return;
+    }
+    let Ok(conn) = opened_rx.await else { return };
+    let (mut reader, mut writer) = tokio::io::split(stream);
+    let mut wanted: Option<Vec<u8>> = None;
+    loop {
+        tokio::select! {
+            biased;
+            command = commands_rx.recv() => match command {
+                Some(ClientCommand::Write(bytes)) => {
+                    if writer.write_all(&bytes).await.is_err() {
+                        break;
+                    }
+                }
+                Some(ClientCommand::Read(buffer)) => wanted = Some(buffer.unwrap_or_default()),
+                Some(ClientCommand::Close) | None => {
+                    let _ = timeout(LAST_WRITE_LIMIT, writer.shutdown()).await;
+                    return;
+                }
+            },
+            read = read(&mut reader, &mut wanted), if wanted.is_some() => match read {
+                Ok(bytes) if bytes.is_empty() => break,
+                Ok(bytes) => {
+                    if messages_tx.send(Message::ClientRead { conn, bytes }).await.is_err() {
+                        return;
+                    }
+                }
+                Err(_) => break,
+            },
+        }
+    }
+    let _ = messages_tx.send(Message::ClientLost { conn }).await;
+}
+
+/// Reads once; empty at the end of the stream. Cancel safe: the buffer stays where it is until something was read.
+async fn read(reader: &mut (impl AsyncRead + Unpin), wanted: &mut Option<Vec<u8>>) -> io::Result<Vec<u8>> {
+    let Some(buffer) = wanted else { return Ok(Vec::new()) };
+    // A buffer that was filled last time grows, up to the limit.
+    if buffer.is_empty() {
+        buffer.resize(READ_LEN_FIRST, 0);
+    }
+    let len = reader.read(buffer).await?;
+    let mut bytes = wanted.take().unwrap_or_default();
+    if len == bytes.len() && len < READ_LEN_MAX {
+        bytes.reserve_exact(READ_LEN_MAX - len);
+    }
+    bytes.truncate(len);
+    Ok(bytes)
+}
+
+/// Makes a read's buffer ready for the next one.
+pub(crate) fn recycle(mut buffer: Vec<u8>) -> Vec<u8> {
+    let len = buffer.capacity().min(READ_LEN_MAX);
+    buffer.resize(len, 0);
+    buffer
+}
+
+/// A client that is connected, as the gateway's driver keeps it.
+#[derive(Debug)]
+pub(crate) struct ClientHandle {
+    pub(crate) listener: usize,
+    pub(crate) certificate: Option<Vec<u8>>,
+    pub(crate) commands_tx: mpsc::UnboundedSender<ClientCommand>,
+    /// The buffer of the last read, to be given back with the next.
+    pub(crate) buffer: Option<Vec<u8>>,
+}
+
+/// Hands out connection numbers.
+#[derive(Debug, Default)]
+pub(crate) struct ConnIds(u64);
+
+impl ConnIds {
+    pub(crate) fn next(&mut self) -> ConnId {
+        self.0 += 1;
+        ConnId(self.0)
+    }
+}

@@ -1,0 +1,39 @@
+//! The shell: sockets, disk, models, threads and the clock around `logic::Gateway`.
+//!
+//! Everything that happens arrives in the [`Driver`] as a message; it hands it to the gateway, carries out what the gateway
+//! wants, and publishes a status. It decides nothing. All of it runs on one thread, where the sockets are too: a message of
+//! a few hundred bytes costs less than waking another thread.
+
+pub(crate) mod auth;
+mod driver;
+pub(crate) mod listen;
+pub(crate) mod uplink;
+
+pub(crate) use driver::{Driver, DriverParts, InferBatch, UplinkHandle};
+
+use tokio::sync::{mpsc, oneshot};
+use weir_logic::ingest::ConnId;
+use weir_logic::mqtt::{AuthRefusal, UserIndex};
+
+/// What clients' tasks and the authenticator tell the driver.
+#[derive(Debug)]
+pub(crate) enum Message {
+    ClientOpened {
+        listener: usize,
+        /// The client's certificate (DER), if it showed one.
+        certificate: Option<Vec<u8>>,
+        commands_tx: mpsc::UnboundedSender<listen::ClientCommand>,
+        opened_tx: oneshot::Sender<ConnId>,
+    },
+    ClientRead {
+        conn: ConnId,
+        bytes: Vec<u8>,
+    },
+    ClientLost {
+        conn: ConnId,
+    },
+    Authenticated {
+        conn: ConnId,
+        result: Result<UserIndex, AuthRefusal>,
+    },
+}

@@ -1,0 +1,376 @@
+//! What the box shows of itself: one snapshot, several times a second, for the status page, metrics and the operator's tool.
+
+use serde::{Deserialize, Serialize};
+use weir_host::clock::Wall;
+use weir_infer::Stats;
+use weir_logic::gateway::Gateway;
+use weir_logic::ids::Class;
+
+use crate::shell::uplink::PathStats;
+
+/// The state of a box at one moment.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct Status {
+    /// Identity in the gateway's certificate.
+    pub gateway: String,
+    /// Version of the software.
+    pub software: String,
+    /// This run, in hexadecimal.
+    pub epoch: String,
+    /// Service time in microseconds.
+    pub service_us: u64,
+    /// Whether the wall clock is trusted.
+    pub wall_trusted: bool,
+    /// Unix time in microseconds.
+    pub wall_us: u64,
+    /// Bytes that lanes hold in memory.
+    pub memory_bytes: u64,
+    /// Times that memory was full and sockets were not read.
+    pub memory_full: u64,
+    /// True if the disk has refused the last transaction for lack of space.
+    pub disk_full: bool,
+    /// A buffer that could not be opened at start and was set aside under this name.
+    pub quarantined: Option<String>,
+    /// Voids the cloud has not acknowledged.
+    pub voids: u64,
+    /// MQTT connections and messages.
+    pub ingest: IngestStatus,
+    /// Streams, in the order of the configuration.
+    pub streams: Vec<StreamStatus>,
+    /// Lanes, most important first.
+    pub lanes: Vec<LaneStatus>,
+    /// Uplinks, in the order of the configuration.
+    pub uplinks: Vec<UplinkStatus>,
+    /// Models.
+    pub models: Vec<ModelStatus>,
+    /// The buffer on disk.
+    pub store: StoreStatus,
+    /// The last messages that nothing could be made of.
+    pub inspected: Vec<InspectedStatus>,
+}
+
+/// MQTT connections and messages.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct IngestStatus {
+    /// Connections now.
+    pub connections: u64,
+    /// Connections since start.
+    pub connections_total: u64,
+    /// Connections refused because there were too many.
+    pub connections_refused: u64,
+    /// Connections that were not let in.
+    pub connects_refused: u64,
+    /// Connections taken over by a newer one of the same client.
+    pub taken_over: u64,
+    /// Connections closed for a breach of the protocol or of a limit.
+    pub protocol_errors: u64,
+    /// Messages of QoS 0.
+    pub messages_qos0: u64,
+    /// Messages of QoS 1.
+    pub messages_qos1: u64,
+    /// Payload bytes.
+    pub payload_bytes: u64,
+    /// Messages sent again by their sender (DUP).
+    pub duplicates: u64,
+    /// PUBACKs sent.
+    pub pubacks: u64,
+    /// Messages that wait for their PUBACK now.
+    pub unacknowledged: u64,
+    /// Messages on topics no stream wants.
+    pub unmatched: u64,
+    /// Messages on topics their user may not publish to.
+    pub denied: u64,
+    /// Messages of devices for which there was no room.
+    pub devices_refused: u64,
+    /// Windows being scored now.
+    pub windows_pending: u64,
+    /// Verdicts given.
+    pub verdicts: u64,
+    /// Windows that could not be scored.
+    pub verdict_errors: u64,
+}
+
+/// One stream: its plan, and what became of its messages.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct StreamStatus {
+    /// Name.
+    pub name: String,
+    /// What is planned, in words.
+    pub plan: String,
+    /// Why.
+    pub reason: String,
+    /// Messages that became a record.
+    pub kept: u64,
+    /// Messages folded into something smaller.
+    pub folded: u64,
+    /// Messages that rules let go.
+    pub filtered: u64,
+    /// Messages that did not decode.
+    pub undecodable: u64,
+    /// Aggregates recorded.
+    pub aggregates: u64,
+    /// Verdicts recorded.
+    pub verdicts: u64,
+    /// Raw windows recorded.
+    pub windows: u64,
+}
+
+/// One lane.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct LaneStatus {
+    /// Class name.
+    pub class: String,
+    /// Records held now.
+    pub records: u64,
+    /// Bytes of sealed blocks held now.
+    pub bytes: u64,
+    /// Bytes in memory.
+    pub memory_bytes: u64,
+    /// Bytes sent and not acknowledged.
+    pub under_way_bytes: u64,
+    /// Age of the oldest record in microseconds.
+    pub oldest_age_us: Option<u64>,
+    /// Records taken in since start.
+    pub records_total: u64,
+    /// Their payload bytes.
+    pub payload_bytes: u64,
+    /// Records acknowledged by the cloud.
+    pub acked: u64,
+    /// Records evicted.
+    pub evicted: u64,
+    /// Records expired.
+    pub expired: u64,
+    /// Records whose block on disk was unreadable.
+    pub corrupt: u64,
+    /// Records written to disk because an ack was late or memory ran out.
+    pub spilled: u64,
+    /// Blocks sent.
+    pub sent_blocks: u64,
+    /// Their bytes.
+    pub sent_bytes: u64,
+    /// Blocks queued again because a session ended.
+    pub repeated_blocks: u64,
+}
+
+/// One uplink.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct UplinkStatus {
+    /// Name.
+    pub name: String,
+    /// Whether a session is up.
+    pub up: bool,
+    /// Why it last went down.
+    pub last_down: Option<String>,
+    /// Round trip of the last heartbeat in microseconds.
+    pub heartbeat_rtt_us: Option<u64>,
+    /// QUIC's smoothed round trip in microseconds.
+    pub rtt_us: u64,
+    /// QUIC's congestion window in bytes.
+    pub cwnd_bytes: u64,
+    /// Packets lost on the present connection.
+    pub lost_packets: u64,
+    /// Bytes sent on the present connection, UDP payload.
+    pub sent_bytes: u64,
+    /// Bytes received on the present connection, UDP payload.
+    pub received_bytes: u64,
+    /// Attempts to connect.
+    pub attempts: u64,
+    /// Sessions that came up.
+    pub ups: u64,
+    /// Sessions that went down.
+    pub downs: u64,
+}
+
+/// One model.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct ModelStatus {
+    /// Name.
+    pub name: String,
+    /// Windows waiting.
+    pub queued: u64,
+    /// Windows scored.
+    pub rows: u64,
+    /// Windows that failed.
+    pub errors: u64,
+    /// Windows refused because the queue was full.
+    pub refused: u64,
+    /// Batches run.
+    pub batches: u64,
+    /// Time in the model in microseconds.
+    pub batch_us_total: u64,
+}
+
+/// The buffer on disk.
+#[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
+pub struct StoreStatus {
+    /// Transactions committed.
+    pub commits: u64,
+    /// Transactions that failed.
+    pub commit_failures: u64,
+    /// Bytes written to flash by them.
+    pub flash_bytes: u64,
+    /// Length of the file.
+    pub file_bytes: u64,
+    /// Time the last transaction took in microseconds.
+    pub commit_us_last: u64,
+}
+
+/// A message that nothing could be made of.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct InspectedStatus {
+    /// Its age in microseconds.
+    pub age_us: u64,
+    /// Its topic.
+    pub topic: String,
+    /// What was wrong.
+    pub reason: String,
+    /// The start of its payload, as text with what is not UTF-8 replaced.
+    pub payload: String,
+}
+
+impl Status {
+    /// This status with everything that changes taken from its source.
+    pub(crate) fn updated(
+        &self,
+        now_us: u64,
+        wall: Wall,
+        gateway: &Gateway,
+        paths: &[PathStats],
+        models: &[(String, Stats)],
+        store: StoreStatus,
+    ) -> Status {
+        let lanes = gateway.lanes();
+        Status {
+            service_us: now_us,
+            wall_trusted: wall.trusted,
+            wall_us: wall.unix_us,
+            memory_bytes: lanes.memory_bytes(),
+            memory_full: gateway.ingest().counters().full,
+            disk_full: lanes.disk_full(),
+            voids: lanes.void_count() as u64,
+            ingest: ingest(gateway),
+            streams: streams(gateway),
+            lanes: Class::ALL.into_iter().map(|class| lane(now_us, gateway, class)).collect(),
+            uplinks: self.uplinks.iter().enumerate().map(|(index, base)| uplink(gateway, index, base, &paths[index])).collect(),
+            models: models.iter().map(model).collect(),
+            store,
+            inspected: inspected(now_us, gateway),
+            ..self.clone()
+        }
+    }
+}
+
+fn ingest(gateway: &Gateway) -> IngestStatus {
+    let (ingest, mqtt, totals) = (gateway.ingest(), gateway.ingest().mqtt_counters(), gateway.ingest().counters());
+    let (verdicts, verdict_errors) = ingest.verdicts();
+    IngestStatus {
+        connections: ingest.connections_len() as u64,
+        connections_total: totals.connections,
+        connections_refused: totals.connections_refused,
+        connects_refused: mqtt.connects_refused,
+        taken_over: totals.taken_over,
+        protocol_errors: mqtt.malformed
+            + mqtt.protocol_errors
+            + mqtt.packets_too_large
+            + mqtt.topics_invalid
+            + mqtt.aliases_invalid
+            + mqtt.qos2_refused
+            + mqtt.receive_maximum_exceeded,
+        messages_qos0: mqtt.publishes_qos0,
+        messages_qos1: mqtt.publishes_qos1,
+        payload_bytes: mqtt.payload_bytes,
+        duplicates: mqtt.duplicates,
+        pubacks: mqtt.pubacks,
+        unacknowledged: ingest.unacknowledged() as u64,
+        unmatched: totals.unmatched,
+        denied: totals.denied,
+        devices_refused: totals.devices_refused,
+        windows_pending: ingest.pending_windows() as u64,
+        verdicts,
+        verdict_errors,
+    }
+}
+
+fn streams(gateway: &Gateway) -> Vec<StreamStatus> {
+    let entries = gateway.policy().streams.iter().zip(&gateway.plan().streams).enumerate();
+    entries
+        .map(|(index, (stream, plan))| {
+            let fates = gateway.ingest().fates(index as u16);
+            StreamStatus {
+                name: stream.name.to_string(),
+                plan: plan.to_string(),
+                reason: plan.reason.to_string(),
+                kept: fates.kept,
+                folded: fates.folded,
+                filtered: fates.filtered,
+                undecodable: fates.undecodable,
+                aggregates: fates.aggregates,
+                verdicts: fates.verdicts,
+                windows: fates.windows,
+            }
+        })
+        .collect()
+}
+
+fn lane(now_us: u64, gateway: &Gateway, class: Class) -> LaneStatus {
+    let (status, counters) = (gateway.lanes().status(class), gateway.lanes().counters(class));
+    LaneStatus {
+        class: class.name().to_owned(),
+        records: status.records,
+        bytes: status.bytes,
+        memory_bytes: status.memory_bytes,
+        under_way_bytes: status.under_way_bytes,
+        oldest_age_us: status.oldest_us.map(|oldest| now_us.saturating_sub(oldest)),
+        records_total: counters.records,
+        payload_bytes: counters.payload_bytes,
+        acked: counters.acked,
+        evicted: counters.evicted,
+        expired: counters.expired,
+        corrupt: counters.corrupt,
+        spilled: counters.spilled,
+        sent_blocks: counters.sent_blocks,
+        sent_bytes: counters.sent_bytes,
+        repeated_blocks: counters.repeated_blocks,
+    }
+}
+
+fn uplink(gateway: &Gateway, index: usize, base: &UplinkStatus, path: &PathStats) -> UplinkStatus {
+    let session = &gateway.uplinks()[index];
+    let counters = session.counters();
+    UplinkStatus {
+        name: base.name.clone(),
+        up: session.is_up(),
+        last_down: session.last_down().map(ToString::to_string),
+        heartbeat_rtt_us: session.rtt_us(),
+        rtt_us: path.rtt_us,
+        cwnd_bytes: path.cwnd_bytes,
+        lost_packets: path.lost_packets,
+        sent_bytes: path.sent_bytes,
+        received_bytes: path.received_bytes,
+        attempts: counters.attempts,
+        ups: counters.ups,
+        downs: counters.downs,
+    }
+}
+
+fn model((name, stats): &(String, Stats)) -> ModelStatus {
+    ModelStatus {
+        name: name.clone(),
+        queued: stats.queued,
+        rows: stats.rows,
+        errors: stats.errors,
+        refused: stats.refused,
+        batches: stats.batches,
+        batch_us_total: stats.batch_us_total,
+    }
+}
+
+fn inspected(now_us: u64, gateway: &Gateway) -> Vec<InspectedStatus> {
+    let status = |message: &weir_logic::ingest::Inspected| InspectedStatus {
+        age_us: now_us.saturating_sub(message.at_us),
+        topic: message.topic.clone(),
+        reason: message.reason.to_owned(),
+        payload: String::from_utf8_lossy(&message.payload).into_owned(),
+    };
+    gateway.ingest().inspected().map(status).collect()
+}
