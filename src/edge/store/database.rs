@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use redb::{Builder, Database, Durability};
 use weir_logic::ids::{Epoch, Void};
@@ -35,7 +36,13 @@ pub(super) fn open_database(
     let classify = |err: redb::Error| if counts.take_no_space() { Fault::Full } else { fault_of(err) };
     let inner = medium.open().map_err(|err| fault_of(redb::Error::Io(err)))?;
     let meter = Meter { inner, counts: Arc::clone(counts) };
-    let db = Builder::new().set_cache_size(options.cache_bytes).create_with_backend(meter).map_err(|err| {
+    let noted = Arc::clone(counts);
+    let mut builder = Builder::new();
+    builder.set_cache_size(options.cache_bytes).set_repair_callback(move |repair| {
+        noted.repaired.store(true, Ordering::Relaxed);
+        tracing::info!(progress = repair.progress(), "buffer was not closed: reading all of it");
+    });
+    let db = builder.create_with_backend(meter).map_err(|err| {
         let fault = classify(err.into());
         if matches!(fault, Fault::Damaged(_)) {
             discard_unborn(medium);

@@ -90,6 +90,12 @@ impl MemoryDisk {
         state.reserve_pages = reserve_bytes / PAGE;
     }
 
+    /// Leaves nothing free but what the reserve holds.
+    pub(super) fn take_the_rest(&self) {
+        let mut state = self.state();
+        state.pages_limit = state.pages_free().and_then(|free| state.pages_limit?.checked_sub(free));
+    }
+
     /// True while the reserve is there.
     pub(super) fn has_reserve(&self) -> bool {
         self.state().reserve_present

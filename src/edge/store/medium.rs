@@ -196,6 +196,8 @@ pub(super) struct Counts {
     pub(super) syncs: AtomicU64,
     pub(super) file_bytes: AtomicU64,
     no_space: AtomicBool,
+    /// True if redb had to repair the file.
+    pub(super) repaired: AtomicBool,
 }
 
 impl Counts {
