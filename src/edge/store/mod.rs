@@ -42,7 +42,7 @@ use medium::{Counts, FileMedium, Medium, SetAsideError};
 use tables::{Meta, Scan};
 
 pub use inspect::{BufferFile, FileState, InspectError};
-pub use thread::{StoreEvent, StoreInput, StoreSender, StoreThread};
+pub use thread::{StoreEvent, StoreInput, StoreThread};
 
 /// Service time that may pass before it is written along with a commit: the most by which a boot can fall behind.
 const META_INTERVAL_US: u64 = 60_000_000;

@@ -60,9 +60,6 @@ pub enum StoreEvent {
     },
 }
 
-/// Where requests go in: bounded, so that whoever asks faster than the disk writes has to wait.
-pub type StoreSender = mpsc::Sender<StoreInput>;
-
 /// The running thread. It ends when all senders are gone and what they sent is done.
 #[derive(Debug)]
 pub struct StoreThread {
@@ -70,12 +67,16 @@ pub struct StoreThread {
 }
 
 impl StoreThread {
-    /// Starts the thread; at most `queue_len` requests wait. Answers that find `events` full hold up the thread;
+    /// Starts the thread; at most `queue_len` requests wait, then whoever asks has to. Answers that find `events` full hold up the thread;
     /// if nobody receives them any more, it goes on writing.
     ///
     /// # Errors
     /// If the system has no thread or no descriptor left.
-    pub fn spawn(store: Store, queue_len: usize, events: mpsc::Sender<StoreEvent>) -> io::Result<(StoreThread, StoreSender)> {
+    pub fn spawn(
+        store: Store,
+        queue_len: usize,
+        events: mpsc::Sender<StoreEvent>,
+    ) -> io::Result<(StoreThread, mpsc::Sender<StoreInput>)> {
         let (inputs_tx, inputs) = mpsc::channel(queue_len);
         let timer = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
         let worker = Worker { store, inputs, events, timer, next: None, time: StoreTime::default() };
