@@ -76,6 +76,11 @@ fn advice(err: &io::Error) -> String {
 }
 
 /// How a connection reacts to loss.
+///
+/// Measured through the emulated link at 5 Mbit/s, 80 ms and 0.5 % of random loss, which no queue causes:
+/// with a send window of one to two bandwidth-delay products, cubic carries 2.5 to 2.7 Mbit/s and bbr 3.8 to
+/// 4.4 at up to 100 ms of queue; with a window of 512 KiB, bbr fills the modem's queue (400 ms). So bbr is
+/// the better choice where the session bounds the send window, and only there.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Congestion {

@@ -6,36 +6,34 @@
 //! A box without a battery may believe it is 1970. Then every certificate is "not yet valid", and the box
 //! is locked out of the very network that would tell it the time. So time in TLS never goes below the
 //! own certificate's start; and while the wall clock is plainly unset, a peer's certificate is judged at
-//! the latest start in its own chain. What expired before the own certificate began stays refused.
+//! the latest start in the peer's chain. What expired before the own certificate began stays refused.
+
+mod identity;
+mod verify;
 
 use std::{
     fmt, io,
     path::{Path, PathBuf},
-    str::FromStr,
     sync::Arc,
-    time::Duration,
 };
 
 use rustls::{
-    ClientConfig, DigitallySignedStruct, RootCertStore, ServerConfig, SignatureScheme,
-    client::{
-        WebPkiServerVerifier,
-        danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
-    },
+    ClientConfig, RootCertStore, ServerConfig,
+    client::WebPkiServerVerifier,
     crypto::CryptoProvider,
-    pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime, pem::PemObject as _},
-    server::WebPkiClientVerifier,
+    pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _},
+    server::{WebPkiClientVerifier, danger::ClientCertVerifier},
     sign::CertifiedKey,
-    time_provider::TimeProvider,
 };
-use x509_parser::{extensions::GeneralName, prelude::FromDer as _};
+use x509_parser::prelude::FromDer as _;
 
-use crate::clock::{WALL_FLOOR_US, Wall, unix_us};
+use crate::clock::{Wall, unix_us};
+use verify::{FlooredTime, PatientClientVerifier, PatientServerVerifier};
+
+pub use identity::{Identity, IdentityError, NAME_LEN_MAX, Role, identity, subject_name};
 
 /// The protocol that both ends speak over QUIC.
 pub const ALPN: &[u8] = b"weir/1";
-/// Longest name of a gateway or cloud. Source: a DNS label.
-pub const NAME_LEN_MAX: usize = 63;
 /// Longest certificate or key file that is read.
 const PEM_LEN_MAX: u64 = 1 << 20;
 
@@ -117,139 +115,13 @@ pub enum TlsError {
     Verifier(#[from] rustls::server::VerifierBuilderError),
 }
 
-/// Why a certificate does not say who holds it.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum IdentityError {
-    /// The bytes are not a certificate.
-    #[error("the certificate is malformed")]
-    Malformed,
-    /// There are none or several `weir:` URIs where exactly one is wanted.
-    #[error("{count} weir:// URIs in the certificate's alternative names, expected exactly 1")]
-    Count {
-        /// How many there are.
-        count: usize,
-    },
-    /// The URI has another form.
-    #[error(
-        "`{uri}` is not weir://gateway/NAME or weir://cloud/NAME with a NAME of 1 to {NAME_LEN_MAX} \
-         characters from a-z, 0-9, `-`, `_` and `.`"
-    )]
-    Form {
-        /// The URI as given.
-        uri: String,
-    },
-}
-
-/// Which side a certificate is for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Role {
-    /// A box.
-    Gateway,
-    /// An ingest node.
-    Cloud,
-}
-
-impl Role {
-    /// The word in URIs and on command lines.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Gateway => "gateway",
-            Self::Cloud => "cloud",
-        }
-    }
-}
-
-/// Who holds a certificate; prints as its URI.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Identity {
-    role: Role,
-    name: String,
-}
-
-impl Identity {
-    /// An identity by role and name.
-    ///
-    /// # Errors
-    /// `Form` for a name that is empty, too long or has other characters.
-    pub fn new(role: Role, name: &str) -> Result<Self, IdentityError> {
-        let is_known = |c: u8| c.is_ascii_lowercase() || c.is_ascii_digit() || b"-_.".contains(&c);
-        let is_good = (1..=NAME_LEN_MAX).contains(&name.len()) && name.bytes().all(is_known) && !name.starts_with('.');
-        if is_good {
-            Ok(Self { role, name: name.to_owned() })
-        } else {
-            Err(IdentityError::Form { uri: format!("weir://{}/{name}", role.as_str()) })
-        }
-    }
-
-    /// Which side it is.
-    pub fn role(&self) -> Role {
-        self.role
-    }
-
-    /// Its name, unique within its role.
-    pub fn name(&self) -> &str {
-        &self.name
-    }
-}
-
-impl fmt::Display for Identity {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "weir://{}/{}", self.role.as_str(), self.name)
-    }
-}
-
-impl FromStr for Identity {
-    type Err = IdentityError;
-
-    fn from_str(uri: &str) -> Result<Self, IdentityError> {
-        let form = || IdentityError::Form { uri: uri.to_owned() };
-        let (role, name) = uri.strip_prefix("weir://").and_then(|rest| rest.split_once('/')).ok_or_else(form)?;
-        let role = match role {
-            "gateway" => Role::Gateway,
-            "cloud" => Role::Cloud,
-            _ => return Err(form()),
-        };
-        Self::new(role, name).map_err(|_| form())
-    }
-}
-
-/// The identity in a certificate (DER): its only `weir://` URI.
+/// The common name of the first certificate in a PEM text.
 ///
 /// # Errors
-/// `Malformed`, `Count` unless there is exactly one such URI, `Form` if it is not an identity.
-pub fn identity(cert_der: &[u8]) -> Result<Identity, IdentityError> {
-    let (_, cert) = x509_parser::certificate::X509Certificate::from_der(cert_der).map_err(|_| IdentityError::Malformed)?;
-    let names = cert.subject_alternative_name().map_err(|_| IdentityError::Malformed)?;
-    let uris: Vec<&str> = names
-        .iter()
-        .flat_map(|extension| &extension.value.general_names)
-        .filter_map(|name| match name {
-            GeneralName::URI(uri) if uri.starts_with("weir:") => Some(*uri),
-            _ => None,
-        })
-        .collect();
-    match uris[..] {
-        [uri] => uri.parse(),
-        _ => Err(IdentityError::Count { count: uris.len() }),
-    }
-}
-
-/// The common name in a certificate (DER), as a client showed it; `None` if it has none.
-pub fn subject_name(cert_der: &[u8]) -> Option<String> {
-    let (_, cert) = x509_parser::certificate::X509Certificate::from_der(cert_der).ok()?;
-    cert.subject().iter_common_name().next()?.as_str().ok().map(str::to_owned)
-}
-
-/// The common name of the first certificate in a PEM text; empty if it has none.
-///
-/// # Errors
-/// A text without a certificate, or one that is malformed.
+/// A text without a certificate, or one that is malformed or has no common name.
 pub fn common_name(pem: &[u8]) -> Result<String, TlsError> {
     let chain = certificates("certificate", "in memory", pem)?;
-    let (_, cert) =
-        x509_parser::certificate::X509Certificate::from_der(chain[0].as_ref()).map_err(|err| malformed("in memory", &err))?;
-    let name = cert.subject().iter_common_name().next().and_then(|name| name.as_str().ok());
-    Ok(name.unwrap_or_default().to_owned())
+    subject_name(&chain[0]).ok_or_else(|| malformed("in memory", &"it has no common name"))
 }
 
 /// A certificate chain and its key, checked to belong together.
@@ -417,12 +289,15 @@ pub fn server_config(
         TlsVersion::V12 => &[&rustls::version::TLS13, &rustls::version::TLS12],
         TlsVersion::V13 => &[&rustls::version::TLS13],
     };
+    let time = credentials.time();
+    let builder = |roots: &TrustRoots| WebPkiClientVerifier::builder_with_provider(roots.store.clone(), provider());
+    let patient = |inner| -> Arc<dyn ClientCertVerifier> { Arc::new(PatientClientVerifier { inner, time }) };
     let verifier = match clients {
-        ClientCerts::Required(roots) => client_verifier(roots).build()?,
-        ClientCerts::Optional(roots) => client_verifier(roots).allow_unauthenticated().build()?,
+        ClientCerts::Required(roots) => patient(builder(roots).build()?),
+        ClientCerts::Optional(roots) => patient(builder(roots).allow_unauthenticated().build()?),
         ClientCerts::Ignored => WebPkiClientVerifier::no_client_auth(),
     };
-    let mut config = ServerConfig::builder_with_details(provider(), Arc::new(credentials.time()))
+    let mut config = ServerConfig::builder_with_details(provider(), Arc::new(time))
         .with_protocol_versions(versions)?
         .with_client_cert_verifier(verifier)
         .with_cert_resolver(single(credentials));
@@ -440,7 +315,7 @@ pub fn client_config(credentials: &Credentials, roots: &TrustRoots, alpn: &[&[u8
     let mut config = ClientConfig::builder_with_details(provider(), Arc::new(time))
         .with_protocol_versions(&[&rustls::version::TLS13])?
         .dangerous()
-        .with_custom_certificate_verifier(Arc::new(PatientVerifier { inner, time }))
+        .with_custom_certificate_verifier(Arc::new(PatientServerVerifier { inner, time }))
         .with_client_cert_resolver(single(credentials));
     config.alpn_protocols = alpn.iter().map(|name| name.to_vec()).collect();
     Ok(config)
@@ -450,83 +325,8 @@ fn single(credentials: &Credentials) -> Arc<rustls::sign::SingleCertAndKey> {
     Arc::new(rustls::sign::SingleCertAndKey::from(credentials.key.clone()))
 }
 
-fn client_verifier(roots: &TrustRoots) -> rustls::server::ClientCertVerifierBuilder {
-    WebPkiClientVerifier::builder_with_provider(roots.store.clone(), provider())
-}
-
 fn provider() -> Arc<CryptoProvider> {
     Arc::new(rustls::crypto::ring::default_provider())
-}
-
-/// Wall time, never below the own certificate's start.
-#[derive(Debug, Clone, Copy)]
-struct FlooredTime {
-    floor_s: u64,
-    wall_us: fn() -> u64,
-}
-
-impl FlooredTime {
-    fn is_unset(&self) -> bool {
-        let wall_us = (self.wall_us)();
-        wall_us / 1_000_000 < self.floor_s || wall_us < WALL_FLOOR_US
-    }
-}
-
-impl TimeProvider for FlooredTime {
-    fn current_time(&self) -> Option<UnixTime> {
-        let now_s = ((self.wall_us)() / 1_000_000).max(self.floor_s);
-        Some(UnixTime::since_unix_epoch(Duration::from_secs(now_s)))
-    }
-}
-
-/// Verifies servers; while the wall clock is unset, at the latest start in the server's chain.
-#[derive(Debug)]
-struct PatientVerifier {
-    inner: Arc<WebPkiServerVerifier>,
-    time: FlooredTime,
-}
-
-impl ServerCertVerifier for PatientVerifier {
-    fn verify_server_cert(
-        &self,
-        end_entity: &CertificateDer<'_>,
-        intermediates: &[CertificateDer<'_>],
-        server_name: &ServerName<'_>,
-        ocsp_response: &[u8],
-        now: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        let mut now_s = now.as_secs();
-        if self.time.is_unset() {
-            for cert in std::iter::once(end_entity).chain(intermediates) {
-                // A certificate that does not parse is refused below.
-                now_s = now_s.max(validity_of("peer", cert).map_or(0, |(start_s, _)| start_s));
-            }
-        }
-        let now = UnixTime::since_unix_epoch(Duration::from_secs(now_s));
-        self.inner.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now)
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        signed: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.inner.verify_tls12_signature(message, cert, signed)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        signed: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.inner.verify_tls13_signature(message, cert, signed)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.inner.supported_verify_schemes()
-    }
 }
 
 fn name_of(path: &Path) -> String {

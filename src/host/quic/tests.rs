@@ -134,6 +134,16 @@ async fn a_box_in_1970_refuses_what_expired_before_its_own_certificate_began() {
 }
 
 #[tokio::test]
+async fn a_server_in_1970_accepts_a_client_with_a_newer_certificate() {
+    let ca = Ca::new();
+    let old = ca.credentials(&Leaf::of(CLOUD)).with_wall_clock(|| 0);
+    let server = server(&old, &ca.roots(), ALPN);
+    let newer = Leaf { uris: vec![GATEWAY.to_owned()], years: (2026, 2090) };
+    let identity = exchange(&server, client(&ca.credentials(&newer), &ca.roots())).await;
+    assert_eq!(identity.unwrap().to_string(), GATEWAY);
+}
+
+#[tokio::test]
 async fn a_peer_of_another_protocol_is_refused() {
     let ca = Ca::new();
     let server = server(&ca.credentials(&Leaf::of(CLOUD)), &ca.roots(), b"weir/2");

@@ -1,4 +1,5 @@
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, SanType, date_time_ymd};
+use rustls::time_provider::TimeProvider as _;
 
 use super::*;
 
