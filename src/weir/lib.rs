@@ -1,4 +1,5 @@
 //! The operator's tool, as a library: what `weir` does, callable from tests and benches.
 
 pub mod buffer;
+pub mod link;
 pub mod pki;
