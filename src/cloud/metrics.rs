@@ -1,0 +1,118 @@
+//! Every metric of the cloud side, and nothing else.
+
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
+
+use weir_host::admin::MetricsText;
+use weir_logic::ids::{Class, PerClass};
+use weir_logic::receive::Counters;
+
+use crate::status::Status;
+
+/// What connections and the sink count.
+#[derive(Debug, Default)]
+pub struct Metrics {
+    pub(crate) connections_opened: AtomicU64,
+    pub(crate) connections_over_limit: AtomicU64,
+    pub(crate) connections_not_enrolled: AtomicU64,
+    pub(crate) connections_bad_identity: AtomicU64,
+    pub(crate) connections_garbled: AtomicU64,
+    pub(crate) handshakes_failed: AtomicU64,
+    pub(crate) enrolment_failures: AtomicU64,
+    pub(crate) sink_transactions: AtomicU64,
+    pub(crate) sink_rows: AtomicU64,
+    pub(crate) sink_rows_refused: AtomicU64,
+    pub(crate) sink_quarantined: AtomicU64,
+    pub(crate) sink_failures: AtomicU64,
+    pub(crate) sink_commit_seconds: Seconds,
+}
+
+/// A sum of time.
+#[derive(Debug, Default)]
+pub(crate) struct Seconds {
+    us: AtomicU64,
+}
+
+impl Seconds {
+    pub(crate) fn add(&self, time: Duration) {
+        self.us.fetch_add(u64::try_from(time.as_micros()).unwrap_or(u64::MAX), Relaxed);
+    }
+
+    fn ms(&self) -> u64 {
+        self.us.load(Relaxed) / 1_000
+    }
+}
+
+impl Metrics {
+    /// The text for `/metrics`.
+    pub(crate) fn text(&self, status: &Status) -> String {
+        let mut text = MetricsText::new();
+        self.ingest(&mut text, status);
+        receive(&mut text, &status.counters);
+        self.sink(&mut text, status);
+        text.finish()
+    }
+
+    fn ingest(&self, text: &mut MetricsText, status: &Status) {
+        text.gauge("weir_ingest_connections", "Open connections.", status.connections as f64);
+        text.gauge("weir_ingest_gateways", "Gateways with a connection.", status.gateways_connected as f64);
+        let opened = self.connections_opened.load(Relaxed);
+        text.counter("weir_ingest_connections_total", "Connections of enrolled gateways.", opened);
+        let refused = [
+            ("over_limit", &self.connections_over_limit),
+            ("not_enrolled", &self.connections_not_enrolled),
+            ("bad_identity", &self.connections_bad_identity),
+            ("handshake", &self.handshakes_failed),
+            ("garbled", &self.connections_garbled),
+        ];
+        text.counters(
+            "weir_ingest_connections_refused_total",
+            "Connections refused or closed for what they are or said.",
+            refused.map(|(reason, count)| ([("reason", reason)], count.load(Relaxed))),
+        );
+        let failures = self.enrolment_failures.load(Relaxed);
+        text.counter("weir_ingest_enrolment_failures_total", "Times the enrolment file could not be used.", failures);
+    }
+
+    fn sink(&self, text: &mut MetricsText, status: &Status) {
+        text.gauge("weir_sink_queue_bytes", "Blocks waiting for the database.", status.sink.queue_bytes as f64);
+        text.gauge("weir_sink_stalled", "1 while the database takes nothing.", f64::from(u8::from(status.sink.stalled)));
+        for (name, help, value) in [
+            ("weir_sink_transactions_total", "Transactions committed.", &self.sink_transactions),
+            ("weir_sink_rows_total", "Rows of records written.", &self.sink_rows),
+            ("weir_sink_rows_refused_total", "Rows whose key was there already.", &self.sink_rows_refused),
+            ("weir_sink_blocks_quarantined_total", "Blocks that could not be read.", &self.sink_quarantined),
+            ("weir_sink_failures_total", "Transactions that failed.", &self.sink_failures),
+        ] {
+            text.counter(name, help, value.load(Relaxed));
+        }
+        let ms = self.sink_commit_seconds.ms();
+        text.counter("weir_sink_commit_milliseconds_total", "Time spent in committed transactions.", ms);
+    }
+}
+
+fn receive(text: &mut MetricsText, counters: &Counters) {
+    let by_lane = |values: PerClass<u64>| Class::ALL.map(|class| ([("lane", class.name())], values[class.index()]));
+    for (name, help, values) in [
+        ("weir_receive_blocks_total", "Blocks handed to the sink.", counters.blocks_stored),
+        ("weir_receive_blocks_bytes_total", "Bytes of all blocks that came.", counters.blocks_bytes),
+        ("weir_receive_seqs_durable_total", "Sequence numbers stored or voided.", counters.seqs_durable),
+    ] {
+        text.counters(name, help, by_lane(values));
+    }
+    for (name, help, value) in [
+        ("weir_receive_blocks_duplicate_total", "Blocks that were durable already.", counters.blocks_duplicate),
+        ("weir_receive_blocks_pending_total", "Blocks that came again before their commit.", counters.blocks_pending),
+        ("weir_receive_blocks_partial_total", "Blocks of which a part was on record.", counters.blocks_partial),
+        ("weir_receive_voids_total", "Voids handed to the sink.", counters.voids_stored),
+        ("weir_receive_seqs_missing_total", "Sequence numbers found missing.", counters.seqs_missing),
+        ("weir_receive_seqs_late_total", "Missing sequence numbers that came after all.", counters.seqs_late),
+        ("weir_receive_missing_unlisted_total", "Missing ranges over the limit of the list.", counters.missing_unlisted),
+        ("weir_receive_takeovers_total", "Epochs that took over.", counters.takeovers),
+        ("weir_receive_epochs_returned_total", "Superseded epochs that came back.", counters.epochs_returned),
+        ("weir_receive_protocol_errors_total", "Sessions closed for what they said.", counters.protocol_errors),
+        ("weir_receive_controls_ignored_total", "Control messages of kinds not expected.", counters.controls_ignored),
+    ] {
+        text.counter(name, help, value);
+    }
+}

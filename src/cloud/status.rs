@@ -1,0 +1,113 @@
+//! What `/status.json` and `/healthz` show: a snapshot that the hub publishes once a second and on every change of health.
+
+use std::net::SocketAddr;
+
+use serde::Serialize;
+use weir_host::admin::Health;
+use weir_logic::receive::Counters;
+
+/// The whole picture.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct Status {
+    /// Version of the program.
+    pub software: &'static str,
+    /// When it was published, in Unix microseconds.
+    pub at_us: u64,
+    /// Open connections that said Hello.
+    pub connections: usize,
+    /// Gateways that have one.
+    pub gateways_connected: usize,
+    /// The database and its queue.
+    pub sink: SinkStatus,
+    /// Gateways in memory, by name.
+    pub gateways: Vec<GatewayStatus>,
+    /// The last alerts, oldest first; the `alerts` table has more.
+    pub alerts: Vec<AlertStatus>,
+    /// Sums over all gateways since the start.
+    #[serde(skip)]
+    pub counters: Counters,
+}
+
+/// The database and its queue.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct SinkStatus {
+    /// True while it takes nothing and gateways have no credits.
+    pub stalled: bool,
+    /// Why, in the database's words.
+    pub reason: String,
+    /// Bytes of blocks that wait.
+    pub queue_bytes: u64,
+    /// Rows of records written since the start.
+    pub rows: u64,
+}
+
+/// One gateway.
+#[derive(Debug, Clone, Serialize)]
+pub struct GatewayStatus {
+    /// Its name.
+    pub name: String,
+    /// Its current epoch, 16 hexadecimal digits.
+    pub epoch: String,
+    /// Its connections.
+    pub sessions: Vec<SessionStatus>,
+    /// Its lanes, most important first.
+    pub lanes: Vec<LaneStatus>,
+    /// Sequence numbers that are missing, of the epochs in memory.
+    pub missing: u64,
+}
+
+/// One connection.
+#[derive(Debug, Clone, Serialize)]
+pub struct SessionStatus {
+    /// Number of the connection since the start.
+    pub id: u64,
+    /// The other end.
+    pub remote: SocketAddr,
+}
+
+/// One lane, all epochs of this run of the cloud together.
+#[derive(Debug, Clone, Serialize)]
+pub struct LaneStatus {
+    /// Its name.
+    pub lane: &'static str,
+    /// Blocks handed to the sink.
+    pub blocks: u64,
+    /// Bytes of all blocks that came.
+    pub bytes: u64,
+    /// Sequence numbers stored or voided.
+    pub durable: u64,
+    /// How old the first record of the last block was when it came, in seconds.
+    pub lag_s: Option<f64>,
+}
+
+/// One alert.
+#[derive(Debug, Clone, Serialize)]
+pub struct AlertStatus {
+    /// When, in Unix microseconds.
+    pub at_us: u64,
+    /// Whose; empty if it concerns all.
+    pub gateway: String,
+    /// `missing`, `cloned`, `quarantine` or `store`.
+    pub kind: &'static str,
+    /// In words.
+    pub text: String,
+}
+
+impl Status {
+    /// The picture as JSON.
+    pub fn json(&self) -> String {
+        serde_json::to_string(self).unwrap_or_else(|err| format!("{{\"error\":\"{err}\"}}"))
+    }
+
+    /// Whether data are taken in.
+    pub fn health(&self) -> Health {
+        if self.sink.stalled {
+            return Health {
+                is_ok: false,
+                text: format!("database takes nothing, gateways keep their data: {}", self.sink.reason),
+            };
+        }
+        let text = format!("ok: {} gateways, {} bytes queued", self.gateways_connected, self.sink.queue_bytes);
+        Health { is_ok: true, text }
+    }
+}
