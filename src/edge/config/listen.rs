@@ -7,13 +7,14 @@ use serde::Deserialize;
 use weir_host::units::{Bytes, Duration};
 use weir_logic::mqtt::{ConnLimits, RouterLimits};
 
-use super::PasswordHash;
+use super::{PasswordHash, address};
 
 /// `[[listen]]`
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Listen {
     /// Address and port.
+    #[serde(deserialize_with = "address::with_port")]
     pub bind: SocketAddr,
     /// Certificates for TLS; `None` for plain TCP.
     pub tls: Option<ListenTls>,
@@ -96,7 +97,8 @@ impl Default for Mqtt {
             messages_per_s_max: limits.messages_per_s_max,
             bytes_per_s_max: Bytes::new(u64::from(limits.bytes_per_s_max)),
             topics_cached_max: router.topics_max,
-            devices_max: router.devices_max,
+            // A window of the small reference model is 4 KiB a device: 32 MiB in all.
+            devices_max: 8 * 1024,
             anonymous_publish: vec!["#".to_owned()],
         }
     }

@@ -7,6 +7,7 @@
 //!
 //! Paths in the file are relative to the folder of the file. Once loaded they are resolved.
 
+mod address;
 mod buffer;
 mod check;
 mod finding;

@@ -126,9 +126,9 @@ pub(super) fn resolve(stream: &Stream, models: &[ModelInfo]) -> Result<StreamPol
         let message = "fidelity `verdict` needs a model: name one in `model`, or choose another fidelity";
         mistakes.push(mistake("fidelity".to_owned(), message));
     }
-    let window = window_of(stream, model, decoder.channels(), decoder.rate_hz(), &mut mistakes);
+    let window = window_of(stream, model, &decoder, &mut mistakes);
     if let Some(model) = model {
-        fits(stream, model, decoder.channels(), decoder.rate_hz(), window.as_ref(), &mut mistakes);
+        fits(stream, model, &decoder, window.as_ref(), &mut mistakes);
     }
     if !mistakes.is_empty() {
         return Err(mistakes);
@@ -157,8 +157,7 @@ pub(super) fn resolve(stream: &Stream, models: &[ModelInfo]) -> Result<StreamPol
 fn window_of(
     stream: &Stream,
     model: Option<&ModelInfo>,
-    channels: usize,
-    rate_hz: Option<f64>,
+    decoder: &Decoder,
     mistakes: &mut Vec<StreamMistake>,
 ) -> Option<WindowSpec> {
     let of_model = |model: &ModelInfo| WindowConfig {
@@ -168,22 +167,23 @@ fn window_of(
         reorder_max_us: None,
     };
     let config = stream.window.clone().or_else(|| model.map(of_model))?;
-    let rate_hz = rate_hz.or(model.map(|model| model.rate_hz));
-    WindowSpec::new(&config, channels, rate_hz)
-        .map_err(|errors| mistakes.extend(errors.iter().map(|err| mistake(spec_key("window", err), &err.to_string()))))
+    let rate_hz = decoder.rate_hz().or(model.map(|model| model.rate_hz));
+    // A step that is not written is the length: its mistakes are those of the length.
+    let is_own = |err: &&SpecError| {
+        let is_of_step = matches!(err, SpecError::NoRate { key: "step" } | SpecError::Samples { key: "step", .. });
+        config.step.is_some() || !is_of_step
+    };
+    WindowSpec::new(&config, decoder.channels(), rate_hz)
+        .map_err(|errors| {
+            let own = errors.iter().filter(is_own);
+            mistakes.extend(own.map(|err| mistake(spec_key("window", err), &err.to_string())));
+        })
         .ok()
 }
 
 /// Checks that the model takes what the stream gives.
-fn fits(
-    stream: &Stream,
-    model: &ModelInfo,
-    channels: usize,
-    rate_hz: Option<f64>,
-    window: Option<&WindowSpec>,
-    mistakes: &mut Vec<StreamMistake>,
-) {
-    let name = &model.model;
+fn fits(stream: &Stream, model: &ModelInfo, decoder: &Decoder, window: Option<&WindowSpec>, mistakes: &mut Vec<StreamMistake>) {
+    let (name, channels) = (&model.model, decoder.channels());
     let mut add =
         |key: &str, message: String, hint: String| mistakes.push(StreamMistake { key: key.to_owned(), message, hint });
     if channels != model.channels && channels > 0 {
@@ -194,7 +194,7 @@ fn fits(
         let message = format!("the window has {} samples, model `{name}` takes {}", window.length(), model.window);
         add("window.length", message, format!("write length = \"{} samples\"", model.window));
     }
-    if let Some(rate_hz) = rate_hz.filter(|rate_hz| (rate_hz / model.rate_hz - 1.0).abs() > RATE_TOLERANCE) {
+    if let Some(rate_hz) = decoder.rate_hz().filter(|rate_hz| (rate_hz / model.rate_hz - 1.0).abs() > RATE_TOLERANCE) {
         let message = format!("the payload has {rate_hz} samples a second, model `{name}` was trained at {}", model.rate_hz);
         add("payload.rate_hz", message, "sample at the model's rate, or choose another model".to_owned());
     }

@@ -6,6 +6,8 @@ use std::path::PathBuf;
 use serde::Deserialize;
 use weir_host::log::LogFormat;
 
+use super::address;
+
 /// `[gateway]`
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -27,6 +29,7 @@ impl Default for Gateway {
 #[serde(deny_unknown_fields, default)]
 pub struct Admin {
     /// Loopback address of health, metrics and status.
+    #[serde(deserialize_with = "address::with_port")]
     pub http: SocketAddr,
     /// The same on a unix socket; `None` for HTTP only.
     pub unix: Option<PathBuf>,

@@ -87,7 +87,8 @@ impl fmt::Display for Summary<'_> {
         }));
         table(f, &rows)?;
         let listeners: Vec<String> = config.listen.iter().map(listener).collect();
-        writeln!(f, "listens on {}; {} users", listeners.join(", "), config.user.len())?;
+        let listeners = if listeners.is_empty() { "nothing".to_owned() } else { listeners.join(", ") };
+        writeln!(f, "listens on {listeners}; users: {}", config.user.len())?;
         let caps: u64 = Class::ALL.iter().map(|class| config.lane.of(*class).cap.get()).sum();
         writeln!(f, "disk: at most {}, {} of it for the lanes", config.buffer.size_limit, human(caps))?;
         let memory = self.memory();

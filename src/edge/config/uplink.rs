@@ -8,6 +8,8 @@ use weir_host::quic::{Congestion, Transport};
 use weir_host::units::Duration;
 use weir_logic::uplink::SessionLimits;
 
+use super::address;
+
 /// `[[uplink]]`
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -19,6 +21,7 @@ pub struct Uplink {
     /// Name that the cloud's certificate must have; `None` for the host in `address`.
     pub server_name: Option<String>,
     /// Local address to send from; `None` for the system's choice.
+    #[serde(deserialize_with = "address::alone")]
     pub bind: Option<IpAddr>,
     /// Network interface to use, whatever the routes say; `None` for the system's choice.
     pub interface: Option<String>,

@@ -1,0 +1,38 @@
+//! Network addresses as text; the texts of `std` do not say what to write.
+
+use std::fmt;
+use std::marker::PhantomData;
+use std::net::{IpAddr, SocketAddr};
+use std::str::FromStr;
+
+use serde::{Deserializer, de};
+
+/// For serde: an IP address and a port.
+pub(super) fn with_port<'de, D: Deserializer<'de>>(deserializer: D) -> Result<SocketAddr, D::Error> {
+    let example = "\"127.0.0.1:1883\" or \"[::1]:1883\"";
+    deserializer.deserialize_str(AddressVisitor { what: "an IP address with a port", example, address: PhantomData })
+}
+
+/// For serde: an IP address that may be left out.
+pub(super) fn alone<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<IpAddr>, D::Error> {
+    let example = "\"192.168.8.100\", without a port";
+    deserializer.deserialize_str(AddressVisitor { what: "an IP address", example, address: PhantomData }).map(Some)
+}
+
+struct AddressVisitor<T> {
+    what: &'static str,
+    example: &'static str,
+    address: PhantomData<T>,
+}
+
+impl<T: FromStr> de::Visitor<'_> for AddressVisitor<T> {
+    type Value = T;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} as text, such as {}", self.what, self.example)
+    }
+
+    fn visit_str<E: de::Error>(self, text: &str) -> Result<T, E> {
+        text.parse().map_err(|_| E::custom(format!("`{text}` is not {}\nwrite, for example, {}", self.what, self.example)))
+    }
+}

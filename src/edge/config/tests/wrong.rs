@@ -1,0 +1,240 @@
+//! Wrong configurations: each is refused at its line, with what to write instead.
+
+use super::*;
+
+/// A configuration, the line of its one mistake, a part of the message, a part of the hint (empty if there is none because
+/// the message says it all).
+type Case = (&'static str, usize, &'static str, &'static str);
+
+fn assert_refused((text, line, message, hint): Case) {
+    let errors = parse(text).config.expect_err(text);
+    let [error] = errors.errors() else { panic!("not one mistake in {text}\n{errors}") };
+    assert_eq!(error.line, line, "{text}\n{errors}");
+    assert!(error.message.contains(message), "{text}\n{errors}");
+    assert!(error.hint.contains(hint) && error.hint.is_empty() == hint.is_empty(), "{text}\n{errors}");
+}
+
+#[test]
+fn what_is_not_of_its_type_is_refused() {
+    for case in [
+        ("[gateway]\ndata_dirr = \"/x\"", 2, "unknown key `data_dirr`", "did you mean `data_dir`?"),
+        ("[buffers]\nmemory = \"16MiB\"", 1, "unknown key `buffers`", "did you mean `buffer`?"),
+        ("[lane.critcal]\ncap = \"1MiB\"", 1, "unknown key `critcal`", "did you mean `critical`?"),
+        ("[session]\nping = 1", 2, "the bare number 1 is refused", "write \"1s\""),
+        ("[buffer]\n\nsize_limit = 512", 3, "the bare number 512 is refused", "a size is written like"),
+        ("[session]\nping = \"1\"", 2, "`1` has no unit", ""),
+        ("[buffer]\ncache = \"4 megs\"", 2, "`megs` is not a unit of a size", ""),
+        ("[session]\nping = 1s", 2, "not TOML", "write \"1s\", with quotes"),
+        ("[[listen]]\nbind = \"localhost:1883\"", 2, "not an IP address with a port", "\"127.0.0.1:1883\""),
+        ("[[listen]]\nbind = \"127.0.0.1\"", 2, "not an IP address with a port", "\"127.0.0.1:1883\""),
+        ("[mqtt]\ninflight_max = \"20\"", 2, "expected u16", "write 20 without quotes"),
+        ("[lane.bulk]\ndurability = \"ram\"", 2, "unknown value `ram`", "it can be disk, through, memory"),
+        ("[log]\nformat = \"jsn\"", 2, "unknown value `jsn`", "did you mean `json`?"),
+        ("[infer]\nbackend = \"onnx\"", 2, "unknown value `onnx`", "it can be auto, ort, rten"),
+        ("[[user]]\nname = \"u\"\npassword_hash = \"hunter2\"", 3, "not a password hash", "weir passwd"),
+        ("[[uplink]]\nname = \"u\"\naddress = \"h:1\"\nbind = \"eth0\"", 4, "`eth0` is not an IP address", "192.168.8.100"),
+    ] {
+        assert_refused(case);
+    }
+}
+
+#[test]
+fn a_bare_number_is_refused_wherever_a_unit_belongs() {
+    let text = "[mqtt]\npacket_bytes_max = 1000\nkeep_alive_max = 60\n[lane.high]\ncap = 1\nttl = 7\n[buffer]\nmemory = 16\n\
+                [session]\nsilence = 5.0\n[[stream]]\nname = \"s\"\ntopics = [\"a\"]\nwindow = { length = 128 }\n";
+    let errors = parse(text).config.unwrap_err();
+    let lines: Vec<_> = errors.errors().iter().map(|error| error.line).collect();
+    assert_eq!(lines, [2, 3, 5, 6, 8, 10, 14], "{errors}");
+}
+
+#[test]
+fn listeners_users_and_limits_that_cannot_be_meant_are_refused() {
+    for case in [
+        ("[[listen]]\nbind = \"0.0.0.0:1883\"", 2, "passwords and data would go over it in clear", "`insecure = true`"),
+        ("[[listen]]\n[[listen]]\nbind = \"127.0.0.1:1883\"", 3, "bound to 127.0.0.1:1883 already", "a port of its own"),
+        ("[[listen]]\ntls = { cert = \"\", key = \"k\" }", 2, "the certificate has no path", "PEM"),
+        ("[mqtt]\nclients_max = 0", 2, "0 is not within 1 to 10000", "memory"),
+        ("[mqtt]\npacket_bytes_max = \"8MiB\"", 2, "8MiB is not within 1KiB to 1MiB", "not decoded"),
+        ("[mqtt]\nkeep_alive_max = \"1.5s\"", 2, "not a whole number of seconds", "\"0s\" is no limit"),
+        ("[mqtt]\nanonymous_publish = [\"a/#/b\"]", 2, "must be the last level", "`+` stands for one level"),
+        ("[[user]]\npublish = [\"a\"]\ncertificate_cn = \"x\"", 1, "a user's name has 1 to 256 bytes", "add name"),
+        ("[[user]]\nname = \"u\"", 2, "no way to prove itself", "add password_hash"),
+        (
+            "[[user]]\nname = \"u\"\ncertificate_cn = \"a\"\n[[user]]\nname = \"u\"\ncertificate_cn = \"b\"",
+            5,
+            "another user named `u`",
+            "a name of its own",
+        ),
+        (
+            "[[user]]\nname = \"u\"\ncertificate_cn = \"a\"\n[[user]]\nname = \"v\"\ncertificate_cn = \"a\"",
+            6,
+            "the certificate `a` already",
+            "one user",
+        ),
+        (
+            "[[user]]\nname = \"u\"\ncertificate_cn = \"a\"\npublish = [\"a/b+\"]",
+            4,
+            "mixes a wildcard with text",
+            "a level of its own",
+        ),
+    ] {
+        assert_refused(case);
+    }
+}
+
+#[test]
+fn streams_and_models_that_contradict_themselves_are_refused() {
+    for case in [
+        ("[[stream]]\ntopics = [\"a\"]", 1, "the stream has no name", "add name"),
+        ("[[stream]]\nname = \"My Stream\"\ntopics = [\"a\"]", 2, "`My Stream` is not a name", "press-vibration"),
+        ("[[stream]]\nname = \"s\"", 1, "the stream has no topics", "add topics"),
+        (
+            "[[stream]]\nname = \"s\"\ntopics = [\"a\"]\n[[stream]]\nname = \"s\"\ntopics = [\"b\"]",
+            5,
+            "another stream named `s`",
+            "of its own",
+        ),
+        (
+            "[[stream]]\nname = \"s\"\ntopics = [\"a\"]\n[[stream]]\nname = \"t\"\ntopics = [\"b\", \"a\"]",
+            6,
+            "a topic of stream `s` already",
+            "remove one",
+        ),
+        (
+            "[[stream]]\nname = \"s\"\ntopics = [\"$share/g/a\"]",
+            3,
+            "`$share/` is for subscribers",
+            "write the filter behind the group: `a`",
+        ),
+        (
+            "[[stream]]\nname = \"s\"\ntopics = [\"a\"]\nfidelity = \"aggregate\"",
+            4,
+            "needs the table `aggregate`",
+            "every = \"1m\"",
+        ),
+        ("[[stream]]\nname = \"s\"\ntopics = [\"a\"]\nfidelity = \"verdict\"", 4, "needs a model", "name one in `model`"),
+        (
+            "[[stream]]\nname = \"s\"\ntopics = [\"a\"]\nmodel = \"m\"",
+            4,
+            "there is no model `m`",
+            "add [[model]] with name = \"m\"",
+        ),
+        (
+            "[[stream]]\nname = \"s\"\ntopics = [\"a\"]\naggregate = { every = \"1m\" }",
+            1,
+            "the stream has no values",
+            "choose a payload format",
+        ),
+        (
+            "[[stream]]\nname = \"s\"\ntopics = [\"a\"]\npayload = { format = \"json\", fields = [\"temp\"] }",
+            4,
+            "`temp` is not a JSON pointer",
+            "begin each step with `/`",
+        ),
+        (
+            "[[stream]]\nname = \"s\"\ntopics = [\"a\"]\n[stream.payload]\nformat = \"packed\"\nelement = \"i16\"\nchannels = 2\nscale = [1.0]",
+            8,
+            "`scale` has 1 numbers for 2 channels",
+            "give one for all, or one each",
+        ),
+        (
+            "[[stream]]\nname = \"s\"\ntopics = [\"a\"]\npayload = { format = \"number\" }\nmodel = \"m\"\n[stream.window]\nlength = \"5s\"\n[[model]]\nname = \"m\"\nmanifest = \"m\"",
+            7,
+            "`length` is a time, but the payload has no `rate_hz`",
+            "\"N samples\"",
+        ),
+        (
+            "[[stream]]\nname = \"s\"\ntopics = [\"a\"]\npayload = { format = \"number\" }\n[stream.keep]\nsamples = [{ channel = 0, above = 1.0 }, { channel = 1, above = 1.0 }]",
+            6,
+            "names channel 1, but the stream has 1, counted from 0",
+            "",
+        ),
+        (
+            "[[stream]]\nname = \"s\"\ntopics = [\"a\"]\npayload = { format = \"number\" }\n[stream.keep]\nsamples = [{ channel = 0, above = 1.0, below = 2.0 }]",
+            6,
+            "keeps everything",
+            "swap them",
+        ),
+        ("[[model]]\nname = \"m\"", 1, "the model has no manifest", ".toml"),
+        ("[infer]\nlibrary = \"libonnxruntime.so\"", 2, "is a relative path", "write the path from /"),
+        ("[infer]\nqueue_windows_max = 0", 2, "0 is not within 1 to 65536", "memory"),
+    ] {
+        assert_refused(case);
+    }
+}
+
+#[test]
+fn lanes_uplinks_and_times_that_cannot_work_are_refused() {
+    for case in [
+        ("[lane.high]\nshare = 0", 2, "0 is not within 1 to 1000", "relative to each other"),
+        ("[lane.high]\nttl = \"1s\"", 2, "1s is not within 1m to 366d", "\"0s\" for no limit"),
+        ("[lane.high]\ncap = \"1KiB\"", 2, "1KiB is less than 256KiB", "some blocks"),
+        (
+            "[lane.bulk]\ncap = \"200MiB\"",
+            2,
+            "come to 376MiB, more than 45 % of buffer.size_limit, which is 230.3MiB",
+            "\"836MiB\"",
+        ),
+        ("[buffer]\nsize_limit = \"256MiB\"", 2, "come to 224MiB", "set buffer.size_limit to \"498MiB\""),
+        ("[buffer]\nmemory = \"256KiB\"", 2, "256KiB is not within 512KiB to 1GiB", "8 blocks"),
+        ("[buffer]\ncache = \"1GiB\"", 2, "1GiB is not within 1MiB to 256MiB", "4MiB is enough"),
+        ("[session]\nping = \"5s\"", 1, "silence of 5s is not longer than two pings of 5s", "more than \"10s\""),
+        ("[session]\nsilence = \"1m\"", 2, "1m is not within 500ms to 12s", "QUIC ends a connection"),
+        ("[session]\nbackoff_max = \"500ms\"\nbackoff_min = \"2s\"", 3, "longer than backoff_max", "swap them"),
+        ("[[uplink]]\nname = \"u\"", 1, "`` is not a host and a UDP port", "cloud.example.org:4433"),
+        ("[[uplink]]\nname = \"u\"\naddress = \"https://h:1\"", 3, "not a host and a UDP port", "cloud.example.org:4433"),
+        ("[[uplink]]\nname = \"u\"\naddress = \"h_!:1\"", 3, "is not a DNS name", "as in the cloud's certificate"),
+        (
+            "[[uplink]]\nname = \"u\"\naddress = \"10.0.0.1:1\"\nbind = \"fd00::1\"",
+            4,
+            "one is IPv4, the other IPv6",
+            "one family",
+        ),
+        (
+            "[[uplink]]\nname = \"u\"\naddress = \"h:1\"\ninterface = \"eth 0\"",
+            4,
+            "not the name of a network interface",
+            "`ip link`",
+        ),
+        ("[admin]\nhttp = \"0.0.0.0:9180\"", 2, "not a loopback address", "127.0.0.1"),
+        ("[gateway]\nname = \"Box 1\"", 2, "weir://gateway/Box 1", "as in `box-1`"),
+        ("[log]\nfilter = \"weir=loud\"", 2, "not a log filter", "weir_edge=debug"),
+    ] {
+        assert_refused(case);
+    }
+}
+
+#[test]
+fn ten_mistakes_of_all_kinds_are_reported_together_in_the_order_of_the_file() {
+    let text = r#"[gateway]
+data_directory = "/data"
+[[listen]]
+bind = "0.0.0.0:1883"
+[mqtt]
+packet_bytes_max = 65536
+[[user]]
+name = "u"
+password_hash = "secret"
+[[stream]]
+name = "s"
+topics = ["a/#/b"]
+fidelity = "agregate"
+[[stream]]
+name = "s"
+topics = ["c"]
+model = "m"
+[lane.bulk]
+cap = "300MiB"
+[[uplink]]
+name = "lte"
+address = "cloud.example.org"
+[session]
+ping = "1 sec"
+"#;
+    let errors = parse(text).config.unwrap_err();
+    let lines: Vec<_> = errors.errors().iter().map(|error| error.line).collect();
+    assert_eq!(lines, [2, 4, 6, 9, 12, 13, 15, 17, 19, 22, 24], "{errors}");
+    let shown = errors.to_string();
+    assert!(shown.ends_with("11 mistakes in edge.toml"), "{shown}");
+    assert!(shown.contains("--> edge.toml:13:12") && shown.contains("did you mean `aggregate`?"), "{shown}");
+}
