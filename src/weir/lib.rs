@@ -1,5 +1,6 @@
 //! The operator's tool, as a library: what `weir` does, callable from tests and benches.
 
 pub mod buffer;
+pub mod check;
 pub mod link;
 pub mod pki;

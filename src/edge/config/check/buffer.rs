@@ -72,8 +72,9 @@ fn check_caps(context: &Context<'_>, findings: &mut Findings<'_, '_>) {
         return;
     }
     // The place to mend it: what the file itself says.
-    let given = Class::ALL.map(|class| format!("lane.{}.cap", class.name())).into_iter().filter(|path| findings.is_given(path));
-    let path = given.last().unwrap_or_else(|| "buffer.size_limit".to_owned());
+    let mut given =
+        Class::ALL.map(|class| format!("lane.{}.cap", class.name())).into_iter().filter(|path| findings.is_given(path));
+    let path = given.next_back().unwrap_or_else(|| "buffer.size_limit".to_owned());
     let needed = (u128::from(total) * 100).div_ceil(45 << 20) as u64;
     let message = format!(
         "the caps of all lanes come to {}, more than 45 % of buffer.size_limit, which is {}",

@@ -107,7 +107,7 @@ fn check_mqtt(mqtt: &Mqtt, findings: &mut Findings<'_, '_>) {
     let timeout = Duration::from_millis(100)..=Duration::from_secs(60);
     check_range(findings, "mqtt.connect_timeout", &mqtt.connect_timeout, &timeout, "10s is enough for slow radio links");
     let keep_alive = mqtt.keep_alive_max;
-    if keep_alive > Duration::from_secs(u64::from(u16::MAX)) || keep_alive.as_micros() % 1_000_000 != 0 {
+    if keep_alive > Duration::from_secs(u64::from(u16::MAX)) || !keep_alive.as_micros().is_multiple_of(1_000_000) {
         let message = format!("{keep_alive} is not a whole number of seconds up to 65535s");
         findings.mistake("mqtt.keep_alive_max", message, "MQTT counts it in seconds of 16 bits; \"0s\" is no limit");
     }

@@ -1,0 +1,117 @@
+//! `weir check FILE`: every mistake in a configuration before it ships, with file, line and a hint.
+//!
+//! Edge and cloud files are told apart by their tables. A good file is answered with what it comes to. Exit codes: 0, and 64
+//! for mistakes (with `--strict` also for warnings).
+
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use weir_edge::config::{Checked, Config as EdgeConfig, Files};
+
+/// Arguments of `weir check`.
+#[derive(Debug, Clone, clap::Args)]
+pub struct CheckArgs {
+    /// The configuration file of a box or of the cloud side.
+    pub file: PathBuf,
+    /// Take it as a file of the box, whatever is in it.
+    #[arg(long, conflicts_with = "cloud")]
+    pub edge: bool,
+    /// Take it as a file of the cloud side, whatever is in it.
+    #[arg(long)]
+    pub cloud: bool,
+    /// Do not look at the certificates, keys and models that it names: they are on another machine.
+    #[arg(long)]
+    pub ignore_files: bool,
+    /// Fail on warnings too.
+    #[arg(long)]
+    pub strict: bool,
+}
+
+/// The configuration has mistakes. Source: EX_USAGE in sysexits.h, as for bad flags.
+pub const EXIT_MISTAKES: u8 = 64;
+
+/// Checks a file and prints what was found to standard output.
+///
+/// # Errors
+/// If standard output cannot be written to; a file that cannot be read is a mistake like others.
+pub fn run(args: &CheckArgs) -> anyhow::Result<ExitCode> {
+    let mut out = io::stdout().lock();
+    let is_good = report(args, &mut out)?;
+    out.flush()?;
+    Ok(if is_good { ExitCode::SUCCESS } else { ExitCode::from(EXIT_MISTAKES) })
+}
+
+/// Prints what was found; true if nothing speaks against the file.
+fn report(args: &CheckArgs, out: &mut dyn Write) -> io::Result<bool> {
+    let is_cloud = args.cloud || (!args.edge && is_cloud_file(&args.file));
+    if is_cloud { report_cloud(&args.file, out) } else { report_edge(args, out) }
+}
+
+fn report_edge(args: &CheckArgs, out: &mut dyn Write) -> io::Result<bool> {
+    let files = if args.ignore_files { Files::Ignored } else { Files::Required };
+    let Checked { config, warnings, models } = EdgeConfig::check(&args.file, files);
+    for warning in &warnings {
+        writeln!(out, "{warning}\n")?;
+    }
+    match config {
+        Ok(config) => {
+            writeln!(out, "{}\n", config.summary(&models))?;
+            let is_good = warnings.is_empty() || !args.strict;
+            let verdict = if is_good { "good" } else { "refused for its warnings" };
+            writeln!(out, "{}: {verdict} ({} warnings)", args.file.display(), warnings.len())?;
+            Ok(is_good)
+        }
+        Err(errors) => {
+            writeln!(out, "{errors}")?;
+            Ok(false)
+        }
+    }
+}
+
+fn report_cloud(file: &Path, out: &mut dyn Write) -> io::Result<bool> {
+    match weir_cloud::config::Config::read(file) {
+        Ok(config) => {
+            writeln!(out, "listens on {} (QUIC)", config.listen.quic)?;
+            writeln!(out, "stores in {}", config.store.path.display())?;
+            let enrolled = config.gateways.enrolled.len();
+            match &config.gateways.enrolled_file {
+                Some(names) => writeln!(out, "lets {enrolled} gateways in, and those in {}", names.display())?,
+                None => writeln!(out, "lets {enrolled} gateways in")?,
+            }
+            writeln!(out, "\n{}: good", file.display())?;
+            Ok(true)
+        }
+        Err(errors) => {
+            writeln!(out, "{errors}")?;
+            Ok(false)
+        }
+    }
+}
+
+/// Tables that only one side has; `listen` is a list on the box and a table in the cloud.
+const EDGE_TABLES: [&str; 11] = [
+    "[[listen]]",
+    "[gateway]",
+    "[mqtt]",
+    "[[user]]",
+    "[[stream]]",
+    "[[model]]",
+    "[infer]",
+    "[lane",
+    "[buffer]",
+    "[[uplink]]",
+    "[session]",
+];
+const CLOUD_TABLES: [&str; 4] = ["[listen]", "[gateways]", "[store]", "[limits]"];
+
+/// Judged by lines, because a file with mistakes need not be TOML. A file without any such table is one of the box.
+fn is_cloud_file(path: &Path) -> bool {
+    let text = std::fs::read_to_string(path).unwrap_or_default();
+    let count =
+        |tables: &[&str]| text.lines().filter(|line| tables.iter().any(|table| line.trim_start().starts_with(table))).count();
+    count(&CLOUD_TABLES) > count(&EDGE_TABLES)
+}
+
+#[cfg(test)]
+mod tests;
