@@ -1,2 +1,51 @@
-//! Entry.
-fn main() {}
+//! `weir-bench`: whole-path measurements on one machine, with real sockets, disk and database.
+//!
+//! Gateway and cloud run as processes of their own, so that CPU time and memory are theirs alone.
+#![expect(clippy::print_stdout, reason = "a benchmark speaks to its user")]
+
+mod outage;
+mod path;
+mod process;
+mod publisher;
+mod site;
+
+use std::path::PathBuf;
+
+use clap::{Parser, Subcommand};
+
+/// Measures Weir on this machine.
+#[derive(Debug, Parser)]
+#[command(name = "weir-bench")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// MQTT publishers to the far end's database, in modes `disk` and `through`.
+    Path(path::Args),
+    /// A long outage: flash written a day at low rates, memory while it lasts.
+    Outage(outage::Args),
+    /// The gateway's process; used by the others.
+    #[command(hide = true)]
+    Edge {
+        /// Configuration.
+        config: PathBuf,
+    },
+    /// The cloud's process; used by the others.
+    #[command(hide = true)]
+    Cloud {
+        /// Configuration.
+        config: PathBuf,
+    },
+}
+
+fn main() -> anyhow::Result<()> {
+    match Cli::parse().command {
+        Command::Path(args) => path::run(&args),
+        Command::Outage(args) => outage::run(&args),
+        Command::Edge { config } => process::edge(&config),
+        Command::Cloud { config } => process::cloud(&config),
+    }
+}

@@ -1,0 +1,106 @@
+//! A box and a cloud on this machine: certificates, configurations, processes, in a folder that goes when it is dropped.
+
+use std::net::{SocketAddr, TcpListener, UdpSocket};
+
+use tempfile::TempDir;
+use weir::pki;
+
+use crate::process::Process;
+
+/// A box, a cloud, and where they are.
+pub(crate) struct Site {
+    // In the order in which they are to end.
+    pub(crate) edge: Process,
+    pub(crate) cloud: Option<Process>,
+    pub(crate) mqtt: SocketAddr,
+    pub(crate) folder: TempDir,
+}
+
+/// What differs between measurements.
+#[derive(Debug, Clone)]
+pub(crate) struct Setup {
+    /// `disk`, `through` or `memory`.
+    pub(crate) mode: String,
+    /// False for an outage that never ends.
+    pub(crate) with_cloud: bool,
+    /// In-flight limit of a client.
+    pub(crate) inflight: u16,
+    /// More configuration for the box.
+    pub(crate) extra: String,
+}
+
+impl Site {
+    /// Starts both.
+    pub(crate) fn start(setup: &Setup) -> anyhow::Result<Site> {
+        let folder = tempfile::Builder::new().prefix("weir-bench-").tempdir()?;
+        let root = folder.path();
+        pki::init(root, false)?;
+        pki::issue(root, &pki::Request::gateway("bench"), false)?;
+        pki::issue(root, &pki::Request::local_cloud("cloud"), false)?;
+        let (mqtt, edge_admin, cloud_admin, quic) = (free_tcp()?, free_tcp()?, free_tcp()?, free_udp()?);
+        let edge_config = root.join("edge.toml");
+        let Setup { mode, inflight, extra, .. } = setup;
+        std::fs::write(
+            &edge_config,
+            format!(
+                r#"
+gateway.data_dir = "edge"
+admin.http = "{edge_admin}"
+log.filter = "warn"
+tls = {{ cert = "bench.pem", key = "bench.key", ca = "ca.pem" }}
+mqtt.inflight_max = {inflight}
+[[listen]]
+bind = "{mqtt}"
+allow_anonymous = true
+[[uplink]]
+name = "wan"
+address = "{quic}"
+server_name = "localhost"
+[lane.normal]
+durability = "{mode}"
+[[stream]]
+name = "bench"
+topics = ["bench/+"]
+payload = {{ format = "json", fields = ["/temperature", "/pressure", "/vibration"] }}
+{extra}
+"#
+            ),
+        )?;
+        let cloud_config = root.join("cloud.toml");
+        std::fs::write(
+            &cloud_config,
+            format!(
+                r#"
+listen.quic = "{quic}"
+admin.http = "{cloud_admin}"
+log.filter = "warn"
+store.path = "{0}/cloud.db"
+gateways.enrolled = ["bench"]
+tls = {{ cert = "{0}/cloud.pem", key = "{0}/cloud.key", ca = "{0}/ca.pem" }}
+"#,
+                root.display()
+            ),
+        )?;
+        let cloud = setup.with_cloud.then(|| Process::start("cloud", &cloud_config, cloud_admin)).transpose()?;
+        let edge = Process::start("edge", &edge_config, edge_admin)?;
+        Ok(Site { edge, cloud, mqtt, folder })
+    }
+
+    /// Rows the cloud has durably.
+    pub(crate) fn stored(&self) -> anyhow::Result<u64> {
+        let db = rusqlite::Connection::open_with_flags(
+            self.folder.path().join("cloud.db"),
+            rusqlite::OpenFlags::SQLITE_OPEN_READ_ONLY,
+        )?;
+        // Ranges instead of rows: counting a million rows would take part of the measurement.
+        Ok(db.query_row("SELECT coalesce(sum(last - first + 1), 0) FROM coverage", [], |row| row.get::<_, i64>(0))? as u64)
+    }
+}
+
+fn free_tcp() -> anyhow::Result<SocketAddr> {
+    Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?)
+}
+
+fn free_udp() -> anyhow::Result<SocketAddr> {
+    Ok(UdpSocket::bind("127.0.0.1:0")?.local_addr()?)
+}
