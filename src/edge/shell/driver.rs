@@ -17,7 +17,7 @@ use super::auth::Credentials;
 use super::listen::{ClientCommand, ClientHandle, ConnIds, recycle};
 use super::uplink::{PathStats, UplinkCommand, UplinkEvent};
 use crate::status::{Status, StoreStatus};
-use crate::store::{StoreEvent, StoreInput, StoreSender, StoreTime};
+use crate::store::{StoreEvent, StoreInput, StoreTime};
 
 /// Outcomes of one batch of one model.
 #[derive(Debug)]
@@ -53,7 +53,7 @@ pub(crate) struct DriverParts {
     pub(crate) clock: Clock,
     pub(crate) messages_rx: mpsc::Receiver<Message>,
     pub(crate) credentials_tx: mpsc::Sender<Credentials>,
-    pub(crate) store_tx: StoreSender,
+    pub(crate) store_tx: mpsc::Sender<StoreInput>,
     pub(crate) store_rx: mpsc::Receiver<StoreEvent>,
     pub(crate) models: Vec<Worker>,
     pub(crate) infer_rx: mpsc::Receiver<InferBatch>,
