@@ -66,7 +66,7 @@ fn run(config: &Config) -> anyhow::Result<()> {
         let shutdown = shutdown::on_signals()?;
         let sockets = bind(config)?;
         let edge = Edge::start(config, sockets)?;
-        edge.run(shutdown).await;
+        Box::pin(edge.run(shutdown)).await;
         Ok(())
     })
 }
