@@ -91,7 +91,9 @@ pub(crate) async fn watch_file(
     metrics: Arc<Metrics>,
     mut shutdown: Shutdown,
 ) {
-    let Some(path) = gateways.enrolled_file.clone() else { return shutdown.requested().await };
+    if gateways.enrolled_file.is_none() {
+        return shutdown.requested().await;
+    }
     let mut ticks = tokio::time::interval(gateways.enrolled_recheck.as_std());
     let mut seen = None;
     loop {
@@ -99,20 +101,18 @@ pub(crate) async fn watch_file(
             _ = ticks.tick() => {}
             () = shutdown.requested() => return,
         }
-        // Length too: a file written twice within the clock's grain differs in that at least.
-        let stamp = std::fs::metadata(&path).ok().and_then(|found| Some((found.modified().ok()?, found.len())));
-        if stamp.is_some() && stamp == seen && !is_fresh(stamp) {
-            continue;
-        }
+        let gateways = gateways.clone();
+        let Ok((stamp, outcome)) = tokio::task::spawn_blocking(move || look(&gateways, seen)).await else { continue };
         seen = stamp;
-        match read(&gateways) {
-            Ok(names) => {
+        match outcome {
+            None => {}
+            Some(Ok(names)) => {
                 let changed = enrolled_tx.send_if_modified(|old| std::mem::replace(old, names.clone()) != names);
                 if changed {
                     tracing::info!(gateways = names.len(), "enrolment changed");
                 }
             }
-            Err(err) => {
+            Some(Err(err)) => {
                 metrics.enrolment_failures.fetch_add(1, Relaxed);
                 tracing::warn!(%err, "enrolment kept as it was");
             }
@@ -120,7 +120,14 @@ pub(crate) async fn watch_file(
     }
 }
 
-/// True if the file changed so lately that it may change again under the same stamp.
-fn is_fresh(stamp: Option<(SystemTime, u64)>) -> bool {
-    stamp.is_none_or(|(modified, _)| modified.elapsed().is_ok_and(|age| age.as_secs() < 2))
+/// When a file was changed last, and its length: a file written twice within the clock's grain differs in that at least.
+type Stamp = Option<(SystemTime, u64)>;
+
+/// Reads the file if it is not as it was seen, or changed so lately that it may change again under the same stamp.
+fn look(gateways: &Gateways, seen: Stamp) -> (Stamp, Option<Result<Enrolled, EnrolError>>) {
+    let found = gateways.enrolled_file.as_ref().and_then(|path| std::fs::metadata(path).ok());
+    let stamp: Stamp = found.and_then(|found| Some((found.modified().ok()?, found.len())));
+    let is_fresh = stamp.is_none_or(|(modified, _)| modified.elapsed().is_ok_and(|age| age.as_secs() < 2));
+    let outcome = (is_fresh || stamp != seen).then(|| read(gateways));
+    (stamp, outcome)
 }

@@ -303,13 +303,8 @@ impl Hub {
 
     /// Credits: none while nothing can be stored, critical only while the queue is nearly full.
     fn adjust_credits(&mut self) {
-        let fill = self.links.sink.fill_percent();
-        self.overloaded = if self.overloaded { fill > OVERLOAD_PERCENT.1 } else { fill >= OVERLOAD_PERCENT.0 };
-        let credits = match (&self.stalled, self.overloaded) {
-            (Some(_), _) => [0; 4],
-            (None, true) => Class::ALL.map(|class| if class == Class::Critical { self.credit_bytes } else { 0 }),
-            (None, false) => [self.credit_bytes; 4],
-        };
+        self.overloaded = is_overloaded(self.overloaded, self.links.sink.fill_percent());
+        let credits = credits(self.credit_bytes, self.stalled.is_some(), self.overloaded);
         if std::mem::replace(&mut self.credits, credits) != credits {
             self.feed_all(&Input::CreditLevel { bytes: credits });
         }
@@ -402,5 +397,35 @@ impl Gateway {
             lanes: Class::ALL.map(lane).to_vec(),
             missing: self.receiver.missing(),
         }
+    }
+}
+
+fn is_overloaded(was: bool, fill_percent: u64) -> bool {
+    if was { fill_percent > OVERLOAD_PERCENT.1 } else { fill_percent >= OVERLOAD_PERCENT.0 }
+}
+
+fn credits(bytes: u64, stalled: bool, overloaded: bool) -> PerClass<u64> {
+    Class::ALL.map(|class| if stalled || (overloaded && class != Class::Critical) { 0 } else { bytes })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn critical_data_keep_their_credits_while_the_queue_is_nearly_full() {
+        assert_eq!(credits(9, false, false), [9; 4]);
+        assert_eq!(credits(9, false, true), [9, 0, 0, 0]);
+        assert_eq!(credits(9, true, true), [0; 4]);
+    }
+
+    #[test]
+    fn overload_ends_far_below_where_it_began() {
+        let mut overloaded = false;
+        let seen = [0, 74, 75, 74, 26, 25, 74, 100].map(|fill| {
+            overloaded = is_overloaded(overloaded, fill);
+            overloaded
+        });
+        assert_eq!(seen, [false, false, true, true, true, false, false, true]);
     }
 }

@@ -122,7 +122,7 @@ pub struct Cloud {
     context: Arc<Context>,
     places: Arc<Semaphore>,
     enrolment: (config::Gateways, watch::Sender<Enrolled>),
-    writers_rx: mpsc::Receiver<()>,
+    writers: (mpsc::Sender<()>, mpsc::Receiver<()>),
     sink_thread: JoinHandle<()>,
     status_rx: watch::Receiver<Arc<Status>>,
     notify: Arc<Notify>,
@@ -153,9 +153,10 @@ impl Cloud {
             Links { inbox_rx, sink_rx, sink: sink.clone(), status_tx, metrics: metrics.clone(), notify: notify.clone() };
         let hub = Hub::new(links, config.limits.credit_bytes.get(), config.limits.gateways_cached);
         let (enrolled_tx, enrolled_rx) = watch::channel(enrolled);
-        let (writers_tx, writers_rx) = mpsc::channel(1);
+        let writers = mpsc::channel(1);
         let connection_bytes = config.limits.connection_bytes.get();
-        let context = Arc::new(Context { hub_tx, enrolled_rx, sink, metrics, connection_bytes, writers_tx });
+        let context =
+            Arc::new(Context { hub_tx, enrolled_rx, sink, metrics, connection_bytes, writers: writers.0.downgrade() });
         Ok(Cloud {
             endpoint: quic::server_endpoint(sockets.quic, server_config)?,
             admin,
@@ -163,7 +164,7 @@ impl Cloud {
             context,
             places: Arc::new(Semaphore::new(config.limits.connections_max)),
             enrolment: (config.gateways.clone(), enrolled_tx),
-            writers_rx,
+            writers,
             sink_thread,
             status_rx,
             notify,
@@ -189,7 +190,7 @@ impl Cloud {
     ///
     /// # Errors
     /// `Sink` if the database failed for good.
-    pub async fn run(mut self, shutdown: Shutdown) -> Result<(), RunError> {
+    pub async fn run(self, shutdown: Shutdown) -> Result<(), RunError> {
         let (stop, stopped) = shutdown::channel();
         let mut tasks = JoinSet::new();
         tasks.spawn(accept(self.endpoint.clone(), self.context.clone(), self.places, stopped.clone()));
@@ -202,8 +203,10 @@ impl Cloud {
         self.notify.stopping();
         stop.request();
         while tasks.join_next().await.is_some() {}
-        drop(self.context);
-        let _ = tokio::time::timeout(GOODBYE_TIMEOUT, self.writers_rx.recv()).await;
+        // `None` comes when the last writer has let go of it.
+        let (writers_tx, mut writers_rx) = self.writers;
+        drop(writers_tx);
+        let _ = tokio::time::timeout(GOODBYE_TIMEOUT, writers_rx.recv()).await;
         self.endpoint.close(VarInt::from_u32(CloseCode::Shutdown as u32), b"the cloud shuts down");
         let _ = tokio::time::timeout(GOODBYE_TIMEOUT, self.endpoint.wait_idle()).await;
         if self.sink_thread.join().is_err() {

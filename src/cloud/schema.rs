@@ -73,6 +73,9 @@ pub enum OpenError {
         /// Its version.
         found: i64,
     },
+    /// The thread that owns it cannot be started.
+    #[error("the sink's thread cannot be started")]
+    Thread(#[source] std::io::Error),
     /// Anything else.
     #[error("the database {} cannot be opened", path.display())]
     Sqlite {

@@ -41,8 +41,8 @@ pub(crate) struct Context {
     pub(crate) sink: Sink,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) connection_bytes: u64,
-    /// Closed when the last writer has written all.
-    pub(crate) writers_tx: mpsc::Sender<()>,
+    /// What each writer holds until it has written all; gone when the cloud shuts down.
+    pub(crate) writers: mpsc::WeakSender<()>,
 }
 
 /// Why a connection ends that its peer would have kept.
@@ -148,7 +148,8 @@ async fn talk(
     let (control_tx, control_rx) = mpsc::channel(CONTROL_QUEUE_LEN);
     let (ready_tx, ready_rx) = watch::channel(false);
     let mut tasks = JoinSet::new();
-    tokio::spawn(write_control(control_send, control_rx, context.writers_tx.clone()));
+    let writers_tx = context.writers.upgrade().ok_or(Refusal::Ended)?;
+    tokio::spawn(write_control(control_send, control_rx, writers_tx));
     let peer = Peer { gateway: gateway.clone(), remote, connection: connection.clone(), control_tx, ready_tx };
     match first {
         Some(Body::Hello(hello)) => send(context, ToHub::Hello { session, hello, peer }).await?,

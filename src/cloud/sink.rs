@@ -143,7 +143,7 @@ impl Sink {
         let thread = std::thread::Builder::new()
             .name("sink".to_owned())
             .spawn(move || worker.run(database))
-            .map_err(|source| OpenError::LockFile { path: layout.path.clone(), source })?;
+            .map_err(OpenError::Thread)?;
         let room = Arc::new(Semaphore::new(queue_bytes as usize));
         Ok((Sink { messages_tx, room, room_bytes: queue_bytes }, thread))
     }

@@ -150,7 +150,7 @@ impl Receiver {
 
     /// Missing numbers of the epochs in memory.
     pub fn missing(&self) -> u64 {
-        self.epochs.values().flatten().map(|lane| lane.missing.len()).sum()
+        self.epochs.values().flatten().fold(0, |sum, lane| sum.saturating_add(lane.missing.len()))
     }
 
     fn hello(&mut self, now: Now, id: SessionId, hello: &Hello, known: Known) {
@@ -275,7 +275,8 @@ impl Receiver {
         lane.settled = settled;
         for (first, last) in lane.free(from, settled - 1) {
             for (first, last) in holes(first, last, &lane.missing) {
-                self.counters.seqs_missing += last - first + 1;
+                let seqs = &mut self.counters.seqs_missing;
+                *seqs = seqs.saturating_add(last - first + 1);
                 if lane.missing.range_count() >= MISSING_RANGES_MAX {
                     self.counters.missing_unlisted += 1;
                     continue;
@@ -358,9 +359,10 @@ impl Receiver {
             let (last, bringer) = lane.pending.remove(&first).expect("only what was handed over is committed");
             debug_assert_eq!(last, range.last_seq, "ranges are committed as they were handed over");
             lane.durable.insert(first..=last);
-            self.counters.seqs_durable[at] += last - first + 1;
+            let seqs = &mut self.counters.seqs_durable[at];
+            *seqs = seqs.saturating_add(last - first + 1);
             if lane.missing.intersects(first..=last) {
-                self.counters.seqs_late += lane.unmiss(first, last);
+                self.counters.seqs_late = self.counters.seqs_late.saturating_add(lane.unmiss(first, last));
             }
             touched.insert((epoch, at));
             if !self.sessions.contains_key(&bringer) {

@@ -187,21 +187,23 @@ pub struct Counters {
 impl Counters {
     /// Adds what another receiver counted.
     pub fn add(&mut self, other: &Counters) {
+        // A gateway may claim any range at all.
+        let add = |sum: &mut u64, more: u64| *sum = sum.saturating_add(more);
         for at in 0..4 {
-            self.blocks_stored[at] += other.blocks_stored[at];
-            self.blocks_bytes[at] += other.blocks_bytes[at];
-            self.seqs_durable[at] += other.seqs_durable[at];
+            add(&mut self.blocks_stored[at], other.blocks_stored[at]);
+            add(&mut self.blocks_bytes[at], other.blocks_bytes[at]);
+            add(&mut self.seqs_durable[at], other.seqs_durable[at]);
         }
-        self.blocks_duplicate += other.blocks_duplicate;
-        self.blocks_pending += other.blocks_pending;
-        self.blocks_partial += other.blocks_partial;
-        self.voids_stored += other.voids_stored;
-        self.seqs_missing += other.seqs_missing;
-        self.seqs_late += other.seqs_late;
-        self.missing_unlisted += other.missing_unlisted;
-        self.takeovers += other.takeovers;
-        self.epochs_returned += other.epochs_returned;
-        self.protocol_errors += other.protocol_errors;
-        self.controls_ignored += other.controls_ignored;
+        add(&mut self.blocks_duplicate, other.blocks_duplicate);
+        add(&mut self.blocks_pending, other.blocks_pending);
+        add(&mut self.blocks_partial, other.blocks_partial);
+        add(&mut self.voids_stored, other.voids_stored);
+        add(&mut self.seqs_missing, other.seqs_missing);
+        add(&mut self.seqs_late, other.seqs_late);
+        add(&mut self.missing_unlisted, other.missing_unlisted);
+        add(&mut self.takeovers, other.takeovers);
+        add(&mut self.epochs_returned, other.epochs_returned);
+        add(&mut self.protocol_errors, other.protocol_errors);
+        add(&mut self.controls_ignored, other.controls_ignored);
     }
 }

@@ -527,3 +527,23 @@ fn a_block_without_a_trusted_clock_gets_the_best_estimate_of_the_session() {
     });
     assert_eq!(offset, Some(5_000_100));
 }
+
+#[test]
+fn claims_of_all_the_numbers_there_are_break_no_sum() {
+    let mut receiver = Receiver::new([1; 4]);
+    for epoch in 0..4 {
+        say_hello(&mut receiver, epoch, epoch, hello(epoch, &[]), Known::default());
+        let body = Body::Ping(Ping { nonce: 0, service_us: 0, settled: vec![u64::MAX; 4] });
+        receiver.handle(now(epoch), Input::Control { session: SessionId(epoch), body });
+        let void = VoidRange { epoch, lane: 2, first: 0, last: SEQ_MAX, reason: 1 };
+        let body = Body::Voids(crate::wire::Voids { voids: vec![void] });
+        receiver.handle(now(epoch), Input::Control { session: SessionId(epoch), body });
+        receiver.handle(now(epoch), Input::Committed { ranges: vec![range(epoch, 0, SEQ_MAX)] });
+        drain(&mut receiver);
+    }
+    let counters = *receiver.counters();
+    assert_eq!((counters.seqs_missing, counters.seqs_durable[2]), (u64::MAX, u64::MAX));
+    let mut sum = counters;
+    sum.add(&counters);
+    assert_eq!((sum.seqs_missing, sum.voids_stored), (u64::MAX, 8));
+}
