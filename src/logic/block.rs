@@ -494,6 +494,11 @@ impl Staging {
         (!self.raw.is_empty()).then_some(self.born_us)
     }
 
+    /// Service time of the first record since the last chunk was cut; `None` if there is none.
+    pub fn chunk_born_us(&self) -> Option<u64> {
+        (self.raw.len() > self.chunk.start).then_some(self.chunk.born_us)
+    }
+
     fn chunk_first_seq(&self) -> u64 {
         if self.raw.len() == self.chunk.start { self.next_seq } else { self.chunk.first_seq }
     }

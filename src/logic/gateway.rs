@@ -66,6 +66,11 @@ pub enum Input<'a> {
         /// The block.
         block: Option<Bytes>,
     },
+    /// Answers [`Output::Load`] when the block could not be read now; it is asked for again later.
+    LoadFailed {
+        /// The block's key.
+        key: BlockKey,
+    },
     /// An uplink is connected and its control stream is open.
     UplinkConnected {
         /// The uplink.
@@ -231,6 +236,8 @@ pub struct Gateway {
     safe: PerClass<u64>,
     commit_failing: bool,
     stopping: bool,
+    /// Time of the last input.
+    now_us: u64,
 }
 
 impl Gateway {
@@ -256,6 +263,7 @@ impl Gateway {
             outputs: VecDeque::new(),
             commit_failing: false,
             stopping: false,
+            now_us,
         };
         gateway.announce_plan();
         gateway.settle(now);
@@ -265,6 +273,7 @@ impl Gateway {
     /// Takes in what happened.
     pub fn handle(&mut self, now: Moment, input: Input<'_>) {
         let now_us = now.service_us;
+        self.now_us = now_us;
         self.lanes.set_wall_offset(now.wall_offset_us);
         let (ingest, plan, lanes) = (&mut self.ingest, &self.plan, &mut self.lanes);
         match input {
@@ -276,12 +285,13 @@ impl Gateway {
             Input::Inferred { job, verdict } => ingest.inferred(now, plan, lanes, job, verdict.as_ref()),
             Input::Committed { ticket, result } => self.committed(now_us, ticket, result),
             Input::Loaded { key, block } => lanes.loaded(now_us, key, block),
+            Input::LoadFailed { key } => lanes.load_failed(now_us, key),
             Input::UplinkConnected { uplink } => {
                 let (epoch, held) = (lanes.epoch(), lanes.held_epochs());
                 self.uplinks[usize::from(uplink)].connected(now_us, epoch, &held, &self.software);
             }
             Input::UplinkControl { uplink, bytes } => self.uplinks[usize::from(uplink)].control(now_us, bytes),
-            Input::UplinkWritten { flow, len, .. } => lanes.written(flow, len),
+            Input::UplinkWritten { uplink, flow, len } => lanes.written(uplink, flow, len),
             Input::UplinkClosed { uplink, reason } => self.uplinks[usize::from(uplink)].closed(now_us, reason),
             Input::Stop => self.stop(now),
         }
@@ -299,8 +309,9 @@ impl Gateway {
         if !self.stopping {
             deadline = deadline.min(self.ingest.deadline_us());
         }
-        if self.uplinks.iter().any(Session::is_up) {
-            deadline = deadline.min(self.lanes.linger_due_us());
+        if let Some(uplink) = self.best_uplink() {
+            let credits = self.uplinks[usize::from(uplink)].credits(self.now_us);
+            deadline = deadline.min(self.lanes.send_due_us(&credits));
         }
         self.uplinks.iter().map(Session::deadline_us).fold(deadline, u64::min)
     }
@@ -317,14 +328,15 @@ impl Gateway {
             self.uplinks[index].tick(now_us, settled);
             self.drain_session(now_us, index);
         }
+        // What is taken in now is sent and written below.
+        let safe = self.lanes.safe();
+        if safe != self.safe || self.ingest.has_room_again(&self.lanes) {
+            self.safe = safe;
+            self.ingest.progressed(now, &self.plan, &mut self.lanes);
+        }
         self.send(now_us);
         if let Some(request) = self.lanes.commit(now_us) {
             self.outputs.push_back(Output::Commit(request));
-        }
-        let safe = self.lanes.safe();
-        if safe != self.safe {
-            self.safe = safe;
-            self.ingest.progressed(now, &self.plan, &mut self.lanes);
         }
         self.drain_ingest();
     }
@@ -354,6 +366,7 @@ impl Gateway {
                     self.lanes.set_uplink_up(now_us, true);
                     self.outputs.push_back(Output::Event(Event::UplinkUp { uplink }));
                 }
+                SessionOutput::Failed(reason) => self.outputs.push_back(Output::Event(Event::UplinkDown { uplink, reason })),
                 SessionOutput::Down(reason) => {
                     self.lanes.session_lost(uplink);
                     let up = self.uplinks.iter().any(Session::is_up);
@@ -364,10 +377,14 @@ impl Gateway {
         }
     }
 
+    fn best_uplink(&self) -> Option<u8> {
+        let order = &self.plan.uplinks[Class::Normal.index()];
+        order.iter().copied().find(|&uplink| self.uplinks[usize::from(uplink)].is_up())
+    }
+
     /// Hands over what the best uplink that is up can take.
     fn send(&mut self, now_us: u64) {
-        let order = &self.plan.uplinks[Class::Normal.index()];
-        let Some(&uplink) = order.iter().find(|&&uplink| self.uplinks[usize::from(uplink)].is_up()) else { return };
+        let Some(uplink) = self.best_uplink() else { return };
         let session = &mut self.uplinks[usize::from(uplink)];
         let voids = self.lanes.take_voids_to_send();
         if !voids.is_empty() {
@@ -395,8 +412,10 @@ impl Gateway {
             }
             _ => {}
         }
+        let worked = result.is_ok();
         self.lanes.committed(now_us, ticket, result);
         if self.stopping
+            && worked
             && let Some(request) = self.lanes.final_commit(now_us)
         {
             self.outputs.push_back(Output::Commit(request));
@@ -420,7 +439,7 @@ impl Gateway {
 
     /// True once everything that can be made safe after [`Input::Stop`] is.
     pub fn is_stopped(&self) -> bool {
-        self.stopping && (self.commit_failing || !self.lanes.is_committing())
+        self.stopping && !self.lanes.is_committing()
     }
 
     fn announce_plan(&mut self) {
@@ -459,3 +478,6 @@ impl Gateway {
         &self.uplinks
     }
 }
+
+#[cfg(test)]
+mod tests;

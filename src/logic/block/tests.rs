@@ -22,7 +22,7 @@ proptest! {
     ) {
         let (mut staging, mut codec) = (Staging::new(first), Codec::default());
         let (mut expected, mut from_chunks) = (Vec::new(), Vec::new());
-        let mut cut = |staging: &mut Staging, codec: &mut Codec, from_chunks: &mut Vec<_>| {
+        let cut = |staging: &mut Staging, codec: &mut Codec, from_chunks: &mut Vec<_>| {
             if let Some((header, block)) = staging.cut(Class::High, Epoch(7), Some(-5), codec) {
                 assert_eq!(BlockHeader::parse(&block), Ok(header));
                 from_chunks.extend(read(codec, &block));

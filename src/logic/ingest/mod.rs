@@ -309,10 +309,10 @@ impl Ingest {
 
     /// Carries out what a connection wants after a read, a tick or a pause.
     fn after(&mut self, now: Moment, plan: &Plan, lanes: &mut Lanes, conn: ConnId, next: Next) {
+        self.note_full(lanes);
         let Some(client) = self.clients.get_mut(&conn) else { return };
         self.counters.add(&client.conn.take_counters());
         flush(&mut self.outputs, conn, client);
-        self.full = lanes.is_full() || self.streams.is_full();
         match next {
             Next::Close => self.drop_client(now, plan, lanes, conn),
             Next::Read if self.full => {
@@ -377,11 +377,7 @@ impl Ingest {
 
     /// Records became safe, or there is room again: releases PUBACKs and reads on.
     pub fn progressed(&mut self, now: Moment, plan: &Plan, lanes: &mut Lanes) {
-        let full = lanes.is_full() || self.streams.is_full();
-        if full && !self.full {
-            self.totals.full += 1;
-        }
-        self.full = full;
+        self.note_full(lanes);
         let safe = lanes.safe();
         let waiting: Vec<ConnId> = self
             .clients
@@ -393,6 +389,8 @@ impl Ingest {
             let Some(client) = self.clients.get_mut(&conn) else { continue };
             client.acks.release(&safe, &mut client.conn);
             flush(&mut self.outputs, conn, client);
+            // Those before it may have filled what there was.
+            let full = self.full;
             if client.held && !full {
                 client.conn.resume(now.service_us);
                 client.held = false;
@@ -401,6 +399,21 @@ impl Ingest {
                 self.read(now, plan, lanes, conn, &[]);
             }
         }
+    }
+
+    fn note_full(&mut self, lanes: &Lanes) {
+        let full = self.lacks_room(lanes);
+        self.totals.full += u64::from(full && !self.full);
+        self.full = full;
+    }
+
+    fn lacks_room(&self, lanes: &Lanes) -> bool {
+        lanes.is_full() || self.streams.is_full()
+    }
+
+    /// True if there is room again for connections that are not read for want of it: [`Ingest::progressed`] reads on.
+    pub fn has_room_again(&self, lanes: &Lanes) -> bool {
+        self.full && !self.lacks_room(lanes)
     }
 
     /// A window was scored, or could not be (`None`).
@@ -526,7 +539,7 @@ fn take_in(
     let (reason, ack) = match router.route(user, publish.topic) {
         Route::Stream { stream, device } => {
             let key = router.devices().key(device).unwrap_or_default();
-            match streams.message(now, plan, lanes, (stream, device), key, publish.payload, waiting) {
+            match streams.message(now, plan, lanes, (stream, device, key), publish.payload, waiting) {
                 Ok(ack) => return ack,
                 Err(Rejected { reason }) => (reason, PubAck::PayloadInvalid),
             }

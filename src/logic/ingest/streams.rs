@@ -130,8 +130,7 @@ impl Streams {
         now: Moment,
         plan: &Plan,
         lanes: &mut Lanes,
-        (stream_index, device): (u16, DeviceIndex),
-        device_key: &str,
+        (stream_index, device, device_key): (u16, DeviceIndex, &str),
         payload: &[u8],
         waiting: Option<Waiting>,
     ) -> Result<Ack, Rejected> {

@@ -1,6 +1,6 @@
 //! One lane: its open end, its blocks in order of age, and where each of them is.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 
@@ -23,7 +23,8 @@ pub(super) struct Block {
     /// True if parts of it are on disk as fragments, which its put or its end must remove.
     pub(super) fragmented: bool,
     pub(super) send: Send,
-    pub(super) sealed_us: u64,
+    /// Since when a record of it has waited to become safe.
+    pub(super) waits_since_us: u64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,18 +52,20 @@ pub(super) struct Lane {
     /// True if some of `staging` is on disk, or on its way there, as fragments.
     pub(super) staging_fragmented: bool,
     pub(super) blocks: BTreeMap<Position, Block>,
-    /// Queued blocks that are in memory, oldest first; entries that are no longer so are skipped.
-    pub(super) live: VecDeque<Position>,
+    /// Queued blocks that are in memory.
+    pub(super) live: BTreeSet<Position>,
     /// Queued blocks that are only on disk.
     pub(super) backlog: BTreeSet<Position>,
-    /// Sealed blocks not yet written, oldest first; entries that are no longer so are skipped.
-    pub(super) to_write: VecDeque<Position>,
+    /// Sealed blocks that are neither on disk nor on their way there.
+    pub(super) to_write: BTreeSet<Position>,
     /// Sequence numbers of this epoch that are safe, evicted or expired.
     pub(super) safe: RangeSet,
     /// Bytes of all blocks, wherever they are.
     pub(super) bytes: u64,
     /// Bytes of blocks that are in memory.
     pub(super) memory_bytes: u64,
+    /// Of these, bytes of blocks that are on disk too.
+    pub(super) cached_bytes: u64,
     /// Bytes handed to an uplink and not acknowledged.
     pub(super) under_way_bytes: u64,
     /// Records in sealed blocks.
@@ -77,12 +80,13 @@ impl Lane {
             staging: Staging::new(0),
             staging_fragmented: false,
             blocks: BTreeMap::new(),
-            live: VecDeque::new(),
+            live: BTreeSet::new(),
             backlog: BTreeSet::new(),
-            to_write: VecDeque::new(),
+            to_write: BTreeSet::new(),
             safe: RangeSet::new(),
             bytes: 0,
             memory_bytes: 0,
+            cached_bytes: 0,
             under_way_bytes: 0,
             records: 0,
         }
@@ -102,12 +106,12 @@ impl Lane {
         self.records += u64::from(block.header.count);
         if block.bytes.is_some() {
             self.memory_bytes += u64::from(block.len);
-            self.live.push_back(position);
+            self.live.insert(position);
         } else {
             self.backlog.insert(position);
         }
         if block.disk == Disk::Absent {
-            self.to_write.push_back(position);
+            self.to_write.insert(position);
         }
         self.blocks.insert(position, block);
     }
@@ -119,52 +123,57 @@ impl Lane {
         self.records -= u64::from(block.header.count);
         if block.bytes.is_some() {
             self.memory_bytes -= u64::from(block.len);
+            if block.disk == Disk::Stored {
+                self.cached_bytes -= u64::from(block.len);
+            }
         }
         if matches!(block.send, Send::UnderWay { .. }) {
             self.under_way_bytes -= u64::from(block.len);
         }
-        self.backlog.remove(&position);
+        for queue in [&mut self.live, &mut self.backlog, &mut self.to_write] {
+            queue.remove(&position);
+        }
         Some(block)
     }
 
-    /// Forgets the bytes of a stored block; if it is queued it becomes backlog.
+    /// A block is on disk; it is kept in memory too if it may soon be sent from there.
+    pub(super) fn stored(&mut self, position: Position, keep: bool) {
+        let Some(block) = self.blocks.get_mut(&position) else { return };
+        block.disk = Disk::Stored;
+        if block.bytes.is_some() {
+            self.cached_bytes += u64::from(block.len);
+        }
+        if !keep || block.send != Send::Queued {
+            self.drop_bytes(position);
+        }
+    }
+
+    /// Forgets the bytes of a block if it is on disk; if it is queued it becomes backlog.
     pub(super) fn drop_bytes(&mut self, position: Position) {
         let Some(block) = self.blocks.get_mut(&position) else { return };
         if block.disk != Disk::Stored || block.bytes.take().is_none() {
             return;
         }
         self.memory_bytes -= u64::from(block.len);
+        self.cached_bytes -= u64::from(block.len);
         if block.send == Send::Queued {
+            self.live.remove(&position);
             self.backlog.insert(position);
         }
     }
 
-    /// The oldest queued block in memory.
-    pub(super) fn live_front(&mut self) -> Option<Position> {
-        while let Some(&position) = self.live.front() {
-            if self.blocks.get(&position).is_some_and(|b| b.send == Send::Queued && b.bytes.is_some()) {
-                return Some(position);
+    /// Forgets the bytes of all blocks that are on disk.
+    pub(super) fn drop_cached(&mut self) {
+        if self.cached_bytes > 0 {
+            for position in self.live.iter().copied().collect::<Vec<_>>() {
+                self.drop_bytes(position);
             }
-            self.live.pop_front();
         }
-        None
-    }
-
-    /// The oldest sealed block that is not on disk nor on its way there.
-    pub(super) fn to_write_front(&mut self) -> Option<Position> {
-        while let Some(&position) = self.to_write.front() {
-            if self.blocks.get(&position).is_some_and(|b| b.disk == Disk::Absent) {
-                return Some(position);
-            }
-            self.to_write.pop_front();
-        }
-        None
     }
 
     /// Puts what was under way on `uplink` back into the queues; returns how many blocks.
     pub(super) fn requeue(&mut self, uplink: u8) -> usize {
         let mut count = 0;
-        self.live.clear();
         for (&position, block) in &mut self.blocks {
             if let Send::UnderWay { uplink: on, .. } = block.send
                 && on == uplink
@@ -172,15 +181,24 @@ impl Lane {
                 block.send = Send::Queued;
                 self.under_way_bytes -= u64::from(block.len);
                 count += 1;
-                if block.bytes.is_none() {
-                    self.backlog.insert(position);
-                }
-            }
-            if block.send == Send::Queued && block.bytes.is_some() {
-                self.live.push_back(position);
+                let queue = if block.bytes.is_some() { &mut self.live } else { &mut self.backlog };
+                queue.insert(position);
             }
         }
         count
+    }
+
+    /// True if what a put of this header would write is still wanted: the block, or what a fragment is a part of.
+    pub(super) fn holds(&self, current: u32, header: &BlockHeader) -> bool {
+        let first = header.key.first_seq;
+        let before = self.blocks.range((current, 0)..=(current, first)).next_back();
+        first >= self.staging.first_seq() || before.is_some_and(|(_, block)| block.header.last_seq >= header.last_seq)
+    }
+
+    /// Since when something has waited to become safe; `None` if nothing does.
+    pub(super) fn waits_since_us(&self) -> Option<u64> {
+        let oldest = self.to_write.first().map(|position| self.blocks[position].waits_since_us);
+        oldest.into_iter().chain(self.staging.chunk_born_us()).min()
     }
 
     /// The lowest sequence number of the present epoch (ordinal `current`) that is still held.

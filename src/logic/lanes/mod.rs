@@ -17,7 +17,7 @@ mod send;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::RangeInclusive;
 
 use bytes::Bytes;
@@ -123,13 +123,16 @@ pub struct Lanes {
     uplink_up: bool,
     commit: Commit,
     pending_deletes: Vec<SeqRange>,
-    deletes_since_us: u64,
+    /// Since when removals or voids have waited for a transaction.
+    tidy_since_us: Option<u64>,
     /// Voids that the cloud has not acknowledged.
     voids: BTreeMap<BlockKey, Void>,
     voids_to_write: Vec<Void>,
     voids_to_forget: Vec<BlockKey>,
-    voids_to_send: Vec<BlockKey>,
+    voids_to_send: BTreeSet<BlockKey>,
     ack_times: send::AckTimes,
+    /// When late acks last made a transaction.
+    spilled_us: u64,
     schedule: send::Schedule,
     counters: PerClass<LaneCounters>,
     checked_us: u64,
@@ -155,12 +158,16 @@ enum CommitState {
     },
 }
 
-/// How long removals of acknowledged blocks may wait for a transaction that is needed anyway.
-const DELETES_WAIT_US: u64 = 5_000_000;
+/// How long removals and voids may wait for a transaction that is needed anyway.
+const TIDY_WAIT_US: u64 = 5_000_000;
+/// The same for voids of records that were not safe.
+const TIDY_UNSAFE_US: u64 = 1_000_000;
 /// Removals are not let grow beyond this.
 const DELETES_COUNT_MAX: usize = 1_024;
 /// How long to wait before a failed transaction is tried again.
 const RETRY_US: u64 = 1_000_000;
+/// Late acks make no more than a transaction in this time.
+const SPILL_INTERVAL_US: u64 = 1_000_000;
 /// How often caps and ages are checked; caps also whenever a block is sealed.
 const CHECK_US: u64 = 1_000_000;
 
@@ -190,9 +197,15 @@ impl Lanes {
                 disk: Disk::Stored,
                 fragmented: false,
                 send: Send::Queued,
-                sealed_us: now_us,
+                waits_since_us: now_us,
             };
             lanes[header.key.lane.index()].insert((order as u32, header.key.first_seq), block);
+        }
+        // Nothing but voids may be left of a run.
+        for void in voids {
+            if !epochs.contains(&void.key.epoch) {
+                epochs.push(void.key.epoch);
+            }
         }
         epochs.push(epoch);
         Lanes {
@@ -205,12 +218,13 @@ impl Lanes {
             uplink_up: false,
             commit: Commit { next_ticket: 1, state: CommitState::Idle, failures: 0 },
             pending_deletes: Vec::new(),
-            deletes_since_us: now_us,
+            tidy_since_us: None,
             voids: voids.iter().map(|void| (void.key, *void)).collect(),
             voids_to_write: Vec::new(),
             voids_to_forget: Vec::new(),
             voids_to_send: voids.iter().map(|void| void.key).collect(),
             ack_times: send::AckTimes::default(),
+            spilled_us: 0,
             schedule: send::Schedule::default(),
             counters: Default::default(),
             checked_us: now_us,
@@ -296,6 +310,7 @@ impl Lanes {
     fn seal(&mut self, now_us: u64, class: Class) -> Option<Position> {
         let (epoch, current) = (self.epoch(), self.current());
         let lane = &mut self.lanes[class.index()];
+        let waits_since_us = lane.staging.chunk_born_us().unwrap_or(now_us);
         let (header, bytes) = lane.staging.seal(class, epoch, self.wall_offset_us, &mut self.codec)?;
         let position = (current, header.key.first_seq);
         let block = Block {
@@ -305,43 +320,35 @@ impl Lanes {
             disk: Disk::Absent,
             fragmented: std::mem::take(&mut lane.staging_fragmented),
             send: Send::Queued,
-            sealed_us: now_us,
+            waits_since_us,
         };
         lane.insert(position, block);
         Some(position)
     }
 
     /// When [`Lanes::commit`] or [`Lanes::tick`] has something to do.
-    pub fn deadline_us(&mut self) -> u64 {
+    pub fn deadline_us(&self) -> u64 {
         let check = self.checked_us + CHECK_US;
         let commit = match &self.commit.state {
             CommitState::Running(_) => u64::MAX,
             CommitState::Failed { retry_us, .. } => *retry_us,
             CommitState::Idle => {
-                let deletes = if self.pending_deletes.is_empty() && self.voids_to_write.is_empty() {
-                    u64::MAX
-                } else {
-                    self.deletes_since_us + DELETES_WAIT_US
-                };
-                self.pacer.due_us().unwrap_or(u64::MAX).min(deletes).min(self.spill_due_us())
+                let tidy = self.tidy_since_us.map_or(u64::MAX, |since| since + TIDY_WAIT_US);
+                self.pacer.due_us().unwrap_or(u64::MAX).min(tidy).min(self.spill_due_us())
             }
         };
         check.min(commit)
     }
 
-    /// When the oldest block that waits for its ack in memory is to be written.
-    fn spill_due_us(&mut self) -> u64 {
-        let (up, wait) = (self.uplink_up, self.ack_times.spill_wait_us());
-        let mut due = u64::MAX;
-        for lane in &mut self.lanes {
-            if lane.policy.durability == Durability::Through
-                && up
-                && let Some(position) = lane.to_write_front()
-            {
-                due = due.min(lane.blocks[&position].sealed_us + wait);
-            }
-        }
-        due
+    /// When what waits for its ack in memory is to be written.
+    fn spill_due_us(&self) -> u64 {
+        let since = self.lanes.iter().filter(|lane| self.is_sent_through(lane)).filter_map(Lane::waits_since_us).min();
+        let due = |since: u64| (since + self.ack_times.spill_wait_us()).max(self.spilled_us + SPILL_INTERVAL_US);
+        since.map_or(u64::MAX, due)
+    }
+
+    fn is_sent_through(&self, lane: &Lane) -> bool {
+        self.uplink_up && lane.policy.durability == Durability::Through
     }
 
     /// The next transaction, if one is due and none is under way.
@@ -349,18 +356,36 @@ impl Lanes {
         match &mut self.commit.state {
             CommitState::Running(_) => return None,
             CommitState::Failed { retry_us, .. } if *retry_us > now_us => return None,
-            CommitState::Failed { .. } => return Some(self.retry()),
+            CommitState::Failed { .. } => return self.retry(),
             CommitState::Idle => {}
         }
-        let spill = self.memory_bytes() > self.limits.memory_bytes / 2;
+        let spill = self.lacks_memory();
         let due = self.pacer.due_us().is_some_and(|due| due <= now_us)
-            || spill && self.lanes.iter_mut().any(|lane| lane.to_write_front().is_some())
+            || spill && self.lanes.iter().any(|lane| !lane.to_write.is_empty() || self.is_worth_a_block(lane))
             || self.spill_due_us() <= now_us
-            || (!self.pending_deletes.is_empty() || !self.voids_to_write.is_empty())
-                && (self.deletes_since_us + DELETES_WAIT_US <= now_us || self.pending_deletes.len() >= DELETES_COUNT_MAX);
+            || self.tidy_since_us.is_some_and(|since| since + TIDY_WAIT_US <= now_us)
+            || self.pending_deletes.len() >= DELETES_COUNT_MAX;
         if !due {
             return None;
         }
+        self.start(now_us, spill)
+    }
+
+    /// True if more than half of the memory is used by what is not on disk.
+    fn lacks_memory(&mut self) -> bool {
+        if self.memory_bytes() <= self.limits.memory_bytes / 2 {
+            return false;
+        }
+        self.lanes.iter_mut().for_each(Lane::drop_cached);
+        self.memory_bytes() > self.limits.memory_bytes / 2
+    }
+
+    /// True if the open end of a lane should be written as a block rather than as a fragment.
+    fn is_worth_a_block(&self, lane: &Lane) -> bool {
+        lane.staging.len() >= self.limits.block_target_bytes / 2
+    }
+
+    fn start(&mut self, now_us: u64, spill: bool) -> Option<CommitRequest> {
         let request = self.build(now_us, spill);
         self.pacer.begin(now_us);
         if request.is_empty() {
@@ -370,10 +395,12 @@ impl Lanes {
         Some(request)
     }
 
-    /// The failed transaction again, with the removals since.
-    fn retry(&mut self) -> CommitRequest {
+    /// The failed transaction again, without what is no longer wanted and with the removals since.
+    fn retry(&mut self) -> Option<CommitRequest> {
         let state = std::mem::replace(&mut self.commit.state, CommitState::Idle);
-        let CommitState::Failed { mut request, .. } = state else { unreachable!("called for a failed transaction only") };
+        let CommitState::Failed { mut request, .. } = state else { return None };
+        let current = self.current();
+        request.puts.retain(|put| self.lanes[put.header.key.lane.index()].holds(current, &put.header));
         // A removal of something that this request is to write must not be lost: it waits for the next one.
         let puts = &request.puts;
         let overlaps = |range: &SeqRange| {
@@ -387,9 +414,14 @@ impl Lanes {
         let (later, now): (Vec<_>, Vec<_>) = std::mem::take(&mut self.pending_deletes).into_iter().partition(overlaps);
         self.pending_deletes = later;
         request.deletes.extend(now);
+        request.voids.retain(|void| self.voids.contains_key(&void.key));
         request.voids.append(&mut self.voids_to_write);
+        request.voids_acked.append(&mut self.voids_to_forget);
+        if request.is_empty() {
+            return None;
+        }
         self.commit.state = CommitState::Running(request.clone());
-        request
+        Some(request)
     }
 
     fn build(&mut self, now_us: u64, spill: bool) -> CommitRequest {
@@ -402,16 +434,22 @@ impl Lanes {
             voids: std::mem::take(&mut self.voids_to_write),
             voids_acked: std::mem::take(&mut self.voids_to_forget),
         };
-        self.deletes_since_us = now_us;
-        let wait = self.ack_times.spill_wait_us();
+        self.tidy_since_us = None;
+        let late_us = now_us.saturating_sub(self.ack_times.spill_wait_us());
         for class in Class::ALL {
-            if self.lanes[class.index()].writes_at_once(self.uplink_up) {
+            let lane = &self.lanes[class.index()];
+            let late = self.is_sent_through(lane) && lane.waits_since_us().is_some_and(|since| since <= late_us);
+            if late {
+                self.spilled_us = now_us;
+            }
+            if late || lane.writes_at_once(self.uplink_up) {
                 self.write_open_end(now_us, class, &mut request);
-                self.write_blocks(class, now_us, &mut request);
+                self.write_blocks(class, &mut request);
             } else if spill {
-                self.write_blocks(class, now_us, &mut request);
-            } else if self.lanes[class.index()].policy.durability == Durability::Through {
-                self.write_blocks(class, now_us.saturating_sub(wait), &mut request);
+                if self.is_worth_a_block(lane) {
+                    self.seal(now_us, class);
+                }
+                self.write_blocks(class, &mut request);
             }
         }
         request
@@ -428,22 +466,22 @@ impl Lanes {
             self.seal(now_us, class);
             return;
         }
+        let at_once = lane.writes_at_once(self.uplink_up);
         if let Some((header, block)) = lane.staging.cut(class, epoch, self.wall_offset_us, &mut self.codec) {
             lane.staging_fragmented = true;
+            if !at_once {
+                self.counters[class.index()].spilled += u64::from(header.count);
+            }
             request.puts.push(Put { header, block, fragment: true });
         }
     }
 
-    /// Writes the blocks that were sealed at or before `sealed_us`.
-    fn write_blocks(&mut self, class: Class, sealed_us: u64, request: &mut CommitRequest) {
+    /// Writes the blocks that are in memory only.
+    fn write_blocks(&mut self, class: Class, request: &mut CommitRequest) {
         let at_once = self.lanes[class.index()].writes_at_once(self.uplink_up);
         let lane = &mut self.lanes[class.index()];
-        while let Some(position) = lane.to_write_front() {
-            let block = lane.blocks.get_mut(&position).expect("the front of the queue is there");
-            if block.sealed_us > sealed_us {
-                break;
-            }
-            lane.to_write.pop_front();
+        while let Some(position) = lane.to_write.pop_first() {
+            let block = lane.blocks.get_mut(&position).expect("removed from the queue with the block");
             block.disk = Disk::Writing;
             if std::mem::take(&mut block.fragmented) {
                 request.deletes.push(SeqRange { key: block.header.key, last_seq: block.header.last_seq });
@@ -471,14 +509,14 @@ impl Lanes {
             debug_assert_eq!(header.key.epoch, epoch, "only the present epoch is written");
             let lane = &mut self.lanes[header.key.lane.index()];
             lane.safe.insert(header.key.first_seq..=header.last_seq);
-            let position = (current, header.key.first_seq);
-            if let Some(block) = lane.blocks.get_mut(&position).filter(|_| !fragment) {
-                block.disk = Disk::Stored;
-                // Queued blocks stay in memory only as long as they may soon be sent from there.
-                if block.send != Send::Queued || !self.uplink_up || lane.memory_bytes > self.limits.memory_bytes / 8 {
-                    lane.drop_bytes(position);
-                }
+            if !fragment {
+                let keep = self.uplink_up && lane.memory_bytes <= self.limits.memory_bytes / 8;
+                lane.stored((current, header.key.first_seq), keep);
             }
+        }
+        for void in request.voids.iter().filter(|void| void.key.epoch == epoch) {
+            // Their fate is on record: who waits for a PUBACK need not wait longer.
+            self.lanes[void.key.lane.index()].safe.insert(void.key.first_seq..=void.last_seq);
         }
         self.pacer.acknowledged(now_us);
     }
@@ -516,6 +554,7 @@ impl Lanes {
             self.voids.remove(&key);
             self.voids_to_write.retain(|void| void.key != key);
             self.voids_to_forget.push(key);
+            self.tidy_since_us.get_or_insert(now_us);
         }
     }
 
@@ -524,9 +563,7 @@ impl Lanes {
         if block.disk == Disk::Absent && !block.fragmented {
             return;
         }
-        if self.pending_deletes.is_empty() {
-            self.deletes_since_us = now_us;
-        }
+        self.tidy_since_us.get_or_insert(now_us);
         let range = SeqRange { key: block.header.key, last_seq: block.header.last_seq };
         match self.pending_deletes.last_mut() {
             // Acks come in order, so ranges mostly grow at their end.
@@ -577,9 +614,9 @@ impl Lanes {
         let lane = &mut self.lanes[class.index()];
         let Some(block) = lane.remove(position) else { return };
         let (key, last_seq) = (block.header.key, block.header.last_seq);
-        if position.0 == current {
-            // Its fate is decided: who waits for its PUBACK need not wait longer.
-            lane.safe.insert(key.first_seq..=last_seq);
+        if position.0 == current && !lane.safe.covers(key.first_seq..=last_seq) {
+            // Somebody may wait for its PUBACK, which goes out when the void is on record.
+            self.pacer.due_by(now_us + TIDY_UNSAFE_US);
         }
         let counters = &mut self.counters[class.index()];
         let count = u64::from(block.header.count);
@@ -589,6 +626,7 @@ impl Lanes {
             VoidReason::Corrupt => counters.corrupt += count,
         }
         self.note_void(Void { key, last_seq, reason });
+        self.tidy_since_us.get_or_insert(now_us);
         self.forget(now_us, &block);
     }
 
@@ -605,23 +643,19 @@ impl Lanes {
         self.voids.insert(void.key, void);
         self.voids_to_write.retain(|other| other.key != void.key);
         self.voids_to_write.push(void);
-        if self.voids_to_send.last() != Some(&void.key) {
-            self.voids_to_send.push(void.key);
-        }
+        self.voids_to_send.insert(void.key);
     }
 
-    /// Everything that is not yet safe, in one last transaction; sealed and written whatever the mode but `memory`.
+    /// Everything that is not yet safe, sealed and written whatever the mode but `memory`; a failed transaction once more.
+    ///
+    /// To be called again after each transaction that worked, until there is nothing left.
     pub fn final_commit(&mut self, now_us: u64) -> Option<CommitRequest> {
-        if !matches!(self.commit.state, CommitState::Idle) {
-            return None;
-        }
         self.uplink_up = false;
-        let request = self.build(now_us, false);
-        if request.is_empty() {
-            return None;
+        match self.commit.state {
+            CommitState::Running(_) => None,
+            CommitState::Failed { .. } => self.retry().or_else(|| self.start(now_us, false)),
+            CommitState::Idle => self.start(now_us, false),
         }
-        self.commit.state = CommitState::Running(request.clone());
-        Some(request)
     }
 
     /// Voids to tell the cloud now; each once a session.
@@ -693,6 +727,18 @@ impl Lanes {
                 self.schedule.ready(key, bytes);
             }
             None => self.give_up(now_us, key.lane, position, VoidReason::Corrupt),
+        }
+    }
+
+    /// A block that [`Outgoing::Load`] asked for cannot be read now: it stays, and is asked for again after a while.
+    pub fn load_failed(&mut self, now_us: u64, key: BlockKey) {
+        self.schedule.load_failed(key.lane, now_us + RETRY_US);
+        let Some(position) = self.position_of(key) else { return };
+        let lane = &mut self.lanes[key.lane.index()];
+        let held = lane.blocks.get_mut(&position).expect("position_of found it");
+        if held.send == Send::Loading {
+            held.send = Send::Queued;
+            lane.backlog.insert(position);
         }
     }
 }

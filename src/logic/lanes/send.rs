@@ -45,6 +45,8 @@ const FLOWS: usize = 8;
 /// Bytes and turns of the streams.
 #[derive(Debug, Default)]
 pub(super) struct Schedule {
+    /// The uplink that was handed the last block; `unwritten` is of it.
+    uplink: u8,
     unwritten: [u64; FLOWS],
     /// Bytes sent for their share, scaled; the lowest goes next.
     turns: [u64; FLOWS],
@@ -52,6 +54,8 @@ pub(super) struct Schedule {
     /// Read from disk and waiting for their stream.
     ready: PerClass<Option<(BlockKey, Bytes)>>,
     loading: PerClass<bool>,
+    /// No load before this, because the last one failed.
+    load_after_us: PerClass<u64>,
 }
 
 impl Schedule {
@@ -63,6 +67,12 @@ impl Schedule {
     /// The one load of this lane ended.
     pub(super) fn loaded(&mut self, class: Class) {
         self.loading[class.index()] = false;
+    }
+
+    /// The one load of this lane failed; the next may be asked for at `retry_us`.
+    pub(super) fn load_failed(&mut self, class: Class, retry_us: u64) {
+        self.loading[class.index()] = false;
+        self.load_after_us[class.index()] = retry_us;
     }
 
     fn has_room(&self, flow: Flow) -> bool {
@@ -130,12 +140,8 @@ impl Lanes {
     pub fn set_uplink_up(&mut self, now_us: u64, up: bool) {
         if self.uplink_up && !up {
             // What waited for the cloud's ack must now be written.
-            let waiting = self.lanes.iter_mut().filter(|lane| lane.policy.durability == super::Durability::Through);
-            let mut pending = false;
-            for lane in waiting {
-                pending |= lane.to_write_front().is_some() || !lane.staging.is_empty();
-            }
-            if pending {
+            let mut through = self.lanes.iter().filter(|lane| lane.policy.durability == super::Durability::Through);
+            if through.any(|lane| lane.waits_since_us().is_some()) {
                 self.pacer.due_by(now_us);
             }
         }
@@ -148,12 +154,17 @@ impl Lanes {
             let count = lane.requeue(uplink);
             self.counters[lane.class.index()].repeated_blocks += count as u64;
         }
-        self.schedule.unwritten = [0; FLOWS];
+        if self.schedule.uplink == uplink {
+            self.schedule.unwritten = [0; FLOWS];
+        }
         self.voids_to_send = self.voids.keys().copied().collect();
     }
 
-    /// QUIC took `len` bytes of blocks on this stream.
-    pub fn written(&mut self, flow: Flow, len: u64) {
+    /// The transport of this uplink took `len` bytes of blocks on this stream.
+    pub fn written(&mut self, uplink: u8, flow: Flow, len: u64) {
+        if self.schedule.uplink != uplink {
+            return;
+        }
         let unwritten = &mut self.schedule.unwritten[index(flow)];
         *unwritten = unwritten.saturating_sub(len);
     }
@@ -162,6 +173,9 @@ impl Lanes {
     ///
     /// `credits` are the bytes per class that may be under way.
     pub fn outgoing(&mut self, now_us: u64, uplink: u8, credits: &PerClass<u64>) -> Option<Outgoing> {
+        if self.schedule.uplink != uplink {
+            (self.schedule.uplink, self.schedule.unwritten) = (uplink, [0; FLOWS]);
+        }
         loop {
             let flow = self.choose(now_us, credits)?;
             if let Some(outgoing) = self.serve(now_us, uplink, flow) {
@@ -188,40 +202,43 @@ impl Lanes {
         best
     }
 
-    /// When the open end of a lane has waited long enough to be sent.
-    pub fn linger_due_us(&self) -> u64 {
-        let due = |lane: &super::Lane| {
-            let flow = Flow { lane: lane.class, backlog: false };
-            if !self.schedule.has_room(flow) {
-                return None;
-            }
-            lane.staging.born_us().map(|born| born + if lane.class == Class::Critical { 0 } else { LINGER_US })
-        };
-        self.lanes.iter().filter_map(due).min().unwrap_or(u64::MAX)
+    /// When [`Lanes::outgoing`] has something to give if nothing else happens; `u64::MAX` if room or credit must come first.
+    pub fn send_due_us(&mut self, credits: &PerClass<u64>) -> u64 {
+        let flows = Class::ALL.into_iter().flat_map(|lane| [Flow { lane, backlog: false }, Flow { lane, backlog: true }]);
+        flows.filter_map(|flow| self.due_us(flow, credits)).min().unwrap_or(u64::MAX)
     }
 
     fn wants(&mut self, now_us: u64, flow: Flow, credits: &PerClass<u64>) -> bool {
+        self.due_us(flow, credits).is_some_and(|due| due <= now_us)
+    }
+
+    /// When this stream has something to send; `None` if it has nothing, or neither room nor credit for it.
+    fn due_us(&mut self, flow: Flow, credits: &PerClass<u64>) -> Option<u64> {
         let at = flow.lane.index();
-        let target = self.limits.block_target_bytes;
-        if !self.schedule.has_room(flow) {
-            return false;
+        if credits[at] == 0 || !self.schedule.has_room(flow) {
+            return None;
         }
         let lane = &mut self.lanes[at];
-        // One block may exceed the credit if nothing else is under way, so that a large one cannot be stuck.
-        let fits = |len: u64, under_way: u64| credits[at] > 0 && (under_way == 0 || under_way + len <= credits[at]);
-        if flow.backlog {
+        let (len, due_us) = if flow.backlog {
             if let Some((_, block)) = &self.schedule.ready[at] {
-                return fits(block.len() as u64, lane.under_way_bytes);
+                (block.len() as u64, 0)
+            } else if self.schedule.loading[at] {
+                return None;
+            } else {
+                let first = lane.blocks.get(lane.backlog.first()?)?;
+                (first.len.into(), self.schedule.load_after_us[at])
             }
-            let first = lane.backlog.first().and_then(|position| lane.blocks.get(position));
-            return !self.schedule.loading[at] && first.is_some_and(|block| fits(block.len.into(), lane.under_way_bytes));
-        }
-        if let Some(position) = lane.live_front() {
-            return fits(lane.blocks[&position].len.into(), lane.under_way_bytes);
-        }
-        let linger = if flow.lane == Class::Critical { 0 } else { LINGER_US };
-        let due = lane.staging.born_us().is_some_and(|born| born + linger <= now_us) || lane.staging.len() >= target;
-        due && fits(lane.staging.len() as u64 / 4, lane.under_way_bytes)
+        } else if let Some(position) = lane.live.first() {
+            (lane.blocks[position].len.into(), 0)
+        } else {
+            let linger_us = if flow.lane == Class::Critical { 0 } else { LINGER_US };
+            let born_us = lane.staging.born_us()?;
+            let due_us = if lane.staging.len() >= self.limits.block_target_bytes { 0 } else { born_us + linger_us };
+            // What it will be when it is compressed.
+            (lane.staging.len() as u64 / 4, due_us)
+        };
+        // One block may exceed the credit if nothing else is under way, so that a large one cannot be stuck.
+        (lane.under_way_bytes == 0 || lane.under_way_bytes + len <= credits[at]).then_some(due_us)
     }
 
     fn serve(&mut self, now_us: u64, uplink: u8, flow: Flow) -> Option<Outgoing> {
@@ -241,11 +258,11 @@ impl Lanes {
             self.lanes[at].backlog.remove(&position);
             (position, bytes)
         } else {
-            let position = match self.lanes[at].live_front() {
-                Some(position) => position,
+            let position = match self.lanes[at].live.first() {
+                Some(&position) => position,
                 None => self.seal(now_us, flow.lane)?,
             };
-            self.lanes[at].live.pop_front();
+            self.lanes[at].live.remove(&position);
             (position, self.lanes[at].blocks[&position].bytes.clone()?)
         };
         let lane = &mut self.lanes[at];

@@ -46,6 +46,8 @@ pub enum SessionOutput {
     Up,
     /// The session ended; what it had under way must be sent again.
     Down(DownReason),
+    /// An attempt to bring a session up failed.
+    Failed(DownReason),
     /// The cloud has this durably.
     Acked {
         /// Epoch the numbers are of.
@@ -342,13 +344,12 @@ impl Session {
     }
 
     fn down(&mut self, now_us: u64, reason: DownReason) {
-        if self.state == State::Up {
-            self.counters.downs += 1;
-        }
+        let was_up = self.is_up();
+        self.counters.downs += u64::from(was_up);
         self.state = State::Waiting { retry_us: now_us + self.backoff.next_us() };
         self.credits = [0; 4];
         self.last_down = Some(reason.clone());
-        self.outputs.push_back(SessionOutput::Down(reason));
+        self.outputs.push_back(if was_up { SessionOutput::Down(reason) } else { SessionOutput::Failed(reason) });
     }
 }
 

@@ -83,7 +83,7 @@ fn attempts_that_hang_are_given_up() {
     session.tick(LIMITS.connect_us, Default::default);
     assert!(matches!(
         &outputs(&mut session)[..],
-        [SessionOutput::Connect, SessionOutput::Disconnect(DownReason::Timeout { .. }), SessionOutput::Down(_)]
+        [SessionOutput::Connect, SessionOutput::Disconnect(DownReason::Timeout { .. }), SessionOutput::Failed(_)]
     ));
     assert_eq!(session.last_down().map(ToString::to_string).as_deref(), Some("no connection within 10000 ms"));
 }

@@ -1,0 +1,210 @@
+//! What a seed stands for.
+
+use super::client::ClientPlan;
+use super::rng::Rng;
+use crate::ids::{Class, PerClass};
+use crate::lanes::{Durability, LanePolicy, LanesLimits};
+use crate::mqtt::{ConnLimits, RouterLimits};
+use crate::payload::{NumberFormat, OpaqueFormat, PayloadFormat};
+use crate::policy::{Policy, StreamFidelity, StreamModel, StreamPolicy, UserPolicy};
+use crate::uplink::SessionLimits;
+use crate::window::{AggregateConfig, AggregateSpec, KeepConfig, KeepRules, Span, ValueRule, WindowConfig, WindowSpec};
+
+/// Something that goes wrong, and is mended after so many microseconds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Trouble {
+    EdgeCrash,
+    EdgeStop,
+    CloudCrash,
+    CloudStuck,
+    CreditsGone,
+    LinkDown,
+    LinkBreak,
+    LinkStall,
+    DiskFull,
+    DiskFails,
+    LoadsFail,
+    ClientDrops,
+}
+
+#[derive(Debug, Clone)]
+pub(super) struct Scenario {
+    pub(super) clients: Vec<ClientPlan>,
+    pub(super) lanes: PerClass<LanePolicy>,
+    pub(super) limits: LanesLimits,
+    pub(super) ack_record: bool,
+    pub(super) inflight_max: u16,
+    pub(super) uplinks: usize,
+    /// One way, without the queue, and how much it varies.
+    pub(super) delay_us: u64,
+    pub(super) jitter_us: u64,
+    pub(super) bytes_per_s: u64,
+    pub(super) repeat_percent: u64,
+    pub(super) disk_us: (u64, u64),
+    pub(super) sink_us: (u64, u64),
+    pub(super) credits: PerClass<u64>,
+    /// Start, kind, length.
+    pub(super) troubles: Vec<(u64, Trouble, u64)>,
+    pub(super) troubles_end_us: u64,
+}
+
+impl Scenario {
+    /// One well-behaved client of one stream, a good link, and no trouble.
+    pub(super) fn calm(durability: Durability, client: ClientPlan) -> Scenario {
+        let lane = |share| LanePolicy { durability, cap_bytes: 8 << 20, ttl_us: None, share };
+        Scenario {
+            clients: vec![client],
+            lanes: [lane(16), lane(8), lane(4), lane(1)],
+            limits: LanesLimits { memory_bytes: 8 << 20, block_target_bytes: 64 << 10, early_commit_bytes_per_day: 1 << 30 },
+            ack_record: false,
+            inflight_max: 1024,
+            uplinks: 1,
+            delay_us: 20_000,
+            jitter_us: 5_000,
+            bytes_per_s: 4 << 20,
+            repeat_percent: 0,
+            disk_us: (2_000, 10_000),
+            sink_us: (2_000, 20_000),
+            credits: [1 << 20; 4],
+            troubles: Vec::new(),
+            troubles_end_us: 0,
+        }
+    }
+
+    pub(super) fn random(rng: &mut Rng) -> Scenario {
+        use Durability::{Disk, Memory, Through};
+        let count = rng.range(1, 4);
+        let pace = rng.pick(&[2_000, 10_000, 50_000, 300_000]);
+        let messages = if pace > 100_000 { 60 } else { 250 };
+        let clients = (0..count).map(|_| ClientPlan {
+            v5: rng.percent(50),
+            inflight_max: rng.pick(&[1, 4, 20, 60]),
+            messages: rng.range(messages / 4, messages),
+            gap_us: rng.range(pace / 2, pace * 2),
+            len_max: rng.pick(&[10, 200, 200, 3_000]),
+            qos0_percent: rng.pick(&[0, 0, 10, 50]),
+            only: None,
+        });
+        let clients = clients.collect();
+        let (small_caps, ttls) = (rng.percent(15), rng.percent(10));
+        let all_memory = rng.percent(5);
+        let lanes = [0, 1, 2, 3].map(|at| LanePolicy {
+            durability: if all_memory { Memory } else { rng.pick(&[Through, Through, Disk, Disk, Memory]) },
+            cap_bytes: if small_caps { rng.range(2_000, 40_000) } else { 64 << 20 },
+            ttl_us: (ttls && rng.percent(60)).then(|| rng.range(1_000_000, 20_000_000)),
+            share: [16, 8, 4, 1][at],
+        });
+        let target = rng.pick(&[1_000, 4_000, 16_000, 64_000]);
+        let limits = LanesLimits {
+            memory_bytes: (target as u64 * rng.pick(&[4, 8, 64])).max(40_000),
+            block_target_bytes: target,
+            early_commit_bytes_per_day: rng.pick(&[0, 1 << 30, 20 << 30]),
+        };
+        let end_us = rng.range(5, 25) * 1_000_000;
+        let mut troubles = Vec::new();
+        use Trouble::*;
+        for kind in [
+            EdgeCrash,
+            EdgeStop,
+            CloudCrash,
+            CloudStuck,
+            CreditsGone,
+            LinkDown,
+            LinkBreak,
+            LinkStall,
+            DiskFull,
+            DiskFails,
+            LoadsFail,
+            ClientDrops,
+        ] {
+            if rng.percent(40) {
+                for _ in 0..rng.range(1, 4) {
+                    let len = rng.pick(&[20_000, 400_000, 2_000_000, 8_000_000]);
+                    troubles.push((rng.range(0, end_us), kind, rng.range(len / 2, len * 2)));
+                }
+            }
+        }
+        let fast = rng.percent(60);
+        Scenario {
+            clients,
+            lanes,
+            limits,
+            ack_record: rng.percent(50),
+            inflight_max: rng.pick(&[60, 100, 1024]),
+            uplinks: if rng.percent(20) { 2 } else { 1 },
+            delay_us: rng.pick(&[1_000, 20_000, 50_000, 300_000]),
+            jitter_us: rng.pick(&[100, 10_000, 100_000]),
+            bytes_per_s: if fast { 10 << 20 } else { rng.pick(&[20_000, 100_000, 500_000]) },
+            repeat_percent: rng.pick(&[0, 0, 10]),
+            disk_us: (1_000, rng.pick(&[5_000, 50_000, 500_000])),
+            sink_us: (1_000, rng.pick(&[5_000, 50_000, 500_000])),
+            credits: if rng.percent(30) { [rng.range(200, 4_000); 4] } else { [1 << 20; 4] },
+            troubles,
+            troubles_end_us: end_us,
+        }
+    }
+
+    pub(super) fn policy(&self) -> Policy {
+        let number = || PayloadFormat::Number(NumberFormat { rate_hz: None });
+        let raw = |class: Class| StreamPolicy {
+            name: class.name().into(),
+            filters: vec![format!("raw/{}/+", class.name())],
+            class,
+            fidelity: StreamFidelity::Raw,
+            format: PayloadFormat::Opaque(OpaqueFormat {}),
+            aggregate: None,
+            keep: None,
+            model: None,
+            ack_record: false,
+        };
+        let mut streams: Vec<_> = Class::ALL.into_iter().map(raw).collect();
+        let spec = AggregateSpec::new(&AggregateConfig { every_us: 1_000_000, reorder_max_us: None }, 1);
+        streams.push(StreamPolicy {
+            name: "agg".into(),
+            filters: vec!["agg/+".into()],
+            class: Class::Normal,
+            fidelity: StreamFidelity::Aggregate,
+            format: number(),
+            aggregate: Some(spec.expect("a sound spec")),
+            ack_record: self.ack_record,
+            ..raw(Class::Normal)
+        });
+        let window = WindowConfig { length: Span::Samples(4), step: None, gap_max_us: None, reorder_max_us: None };
+        let window = WindowSpec::new(&window, 1, None).expect("a sound spec");
+        streams.push(StreamPolicy {
+            name: "verdict".into(),
+            filters: vec!["verdict/+".into()],
+            class: Class::Critical,
+            fidelity: StreamFidelity::Verdict,
+            format: number(),
+            model: Some(StreamModel { index: 0, name: "m".into(), version: "1".into(), window }),
+            ..raw(Class::Critical)
+        });
+        let above = ValueRule { channel: 0, above: Some(0.0), below: None, delta: None };
+        let keep = KeepConfig { every_us: None, samples: vec![above], verdicts: Vec::new() };
+        streams.push(StreamPolicy {
+            name: "keep".into(),
+            filters: vec!["keep/+".into()],
+            class: Class::High,
+            format: number(),
+            keep: Some(KeepRules::new(&keep, 1).expect("sound rules")),
+            ..raw(Class::High)
+        });
+        Policy {
+            lanes: self.lanes,
+            lanes_limits: self.limits,
+            streams,
+            users: vec![UserPolicy { name: "".into(), publish: vec!["#".into()] }],
+            connections: ConnLimits { inflight_max: self.inflight_max, ..ConnLimits::default() },
+            connections_max: 64,
+            router: RouterLimits::default(),
+            session: SessionLimits {
+                ping_us: 1_000_000,
+                silence_us: 5_000_000,
+                connect_us: 10_000_000,
+                backoff_us: (500_000, 4_000_000),
+            },
+            uplinks: self.uplinks,
+        }
+    }
+}
