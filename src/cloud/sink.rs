@@ -8,7 +8,7 @@
 //! it is tried again every second, a block at a time at first. If a commit failed after all of it had reached the disk, the second attempt
 //! finds its rows there and leaves them: keys are unique. Nothing is acknowledged meanwhile, so nothing is lost.
 //!
-//! Memory is bounded by [`Room`]: whoever hands over a block first gets room for its bytes.
+//! Memory is bounded by [`Sink::room`]: whoever hands over a block first gets room for its bytes.
 
 mod load;
 mod write;
@@ -34,7 +34,7 @@ use write::{Batch, Writer};
 
 /// How long after a failed transaction the next attempt is made.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
-/// What a job costs in [`Room`] beyond its block: the structures around it.
+/// What a job costs in the queue beyond its block: the structures around it.
 pub(crate) const JOB_BYTES: u32 = 512;
 
 /// When a transaction is committed.

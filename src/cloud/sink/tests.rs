@@ -315,3 +315,33 @@ fn room_is_given_back_after_the_commit() {
     rig.committed(1);
     assert_eq!(rig.sink.queued_bytes(), 0);
 }
+
+#[test]
+fn a_journal_cut_anywhere_leaves_data_and_coverage_in_step() {
+    let mut rig = Rig::start(0);
+    for first in 0..30 {
+        rig.store(block(Class::Normal, 7, 2 * first, &[b"some payload", b"and another"]));
+        rig.committed(1);
+    }
+    // What a crash leaves: the file and its journal, taken while the sink has them open.
+    let file = std::fs::read(rig.dir.path().join("cloud.db")).unwrap();
+    let journal = std::fs::read(rig.dir.path().join("cloud.db-wal")).unwrap();
+    let mut counts = Vec::new();
+    for cut in (0..=20).map(|part| journal.len() * part / 20) {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("cloud.db"), &file).unwrap();
+        std::fs::write(dir.path().join("cloud.db-wal"), &journal[..cut]).unwrap();
+        let mut rig = Rig::in_dir(dir, 0);
+        let stored = rig.count("sample_rows");
+        let covered: u64 = rig.known(&[7]).epochs.iter().map(|known| known.durable[2].len()).sum();
+        assert_eq!(stored as u64, covered, "journal cut at {cut} of {}", journal.len());
+        counts.push(stored);
+        // And what was lost is stored again.
+        let first = stored as u64;
+        rig.store(block(Class::Normal, 7, first, &[b"again"]));
+        assert_eq!(rig.committed(1), [SeqRange { key: key(first), last_seq: first }]);
+        rig.finish();
+    }
+    assert!(counts.is_sorted() && counts[0] == 0 && counts[20] == 60, "{counts:?}");
+    assert!(counts.iter().any(|&count| count > 0 && count < 60), "{counts:?}");
+}
