@@ -2,10 +2,21 @@
 #![expect(clippy::print_stdout, reason = "a test prints its seed and its figures, and what it skips")]
 
 mod conservation;
+mod purity;
+mod restarts;
+
+use std::path::{Path, PathBuf};
 
 use weir_tests::support::process::Binaries;
 
-/// The binaries under test.
+/// The binaries under test: those of this build, or `weir-edge` and `weir-cloud` in `WEIR_BIN_DIR`.
 fn binaries() -> Binaries {
-    Binaries { edge: env!("CARGO_BIN_EXE_weir-edge-under-test"), cloud: env!("CARGO_BIN_EXE_weir-cloud-under-test") }
+    if let Some(dir) = std::env::var_os("WEIR_BIN_DIR").map(PathBuf::from) {
+        return Binaries { edge: dir.join("weir-edge"), cloud: dir.join("weir-cloud") };
+    }
+    let built = |path: &str| Path::new(path).to_owned();
+    Binaries {
+        edge: built(env!("CARGO_BIN_EXE_weir-edge-under-test")),
+        cloud: built(env!("CARGO_BIN_EXE_weir-cloud-under-test")),
+    }
 }

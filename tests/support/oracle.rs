@@ -41,7 +41,9 @@ pub struct Verdict {
     pub voided: u64,
     /// Numbers of records that the cloud says it misses.
     pub missing: u64,
-    /// Acknowledged messages that are nowhere.
+    /// Acknowledged messages that should be records and are nowhere, given up with a reason or not.
+    pub absent: u64,
+    /// Of these, those that voids do not explain.
     pub lost: Vec<String>,
     /// (gateway, epoch, lane, seq) that are there twice.
     pub doubled: Vec<String>,
@@ -160,6 +162,7 @@ pub fn examine(reports: &[Report], database: &Path, buffer: Option<&Path>) -> Ve
     let all = stored.keys().chain(&buffered);
     verdict.unknown = all.filter(|payload| !known.contains(payload.as_slice())).map(|payload| text(payload)).collect();
     // Voids say how many records were given up, not which messages those were.
+    verdict.absent = verdict.lost.len() as u64;
     let excused = usize::try_from(verdict.voided).unwrap_or(usize::MAX).min(verdict.lost.len());
     verdict.lost.drain(..excused);
     verdict

@@ -12,12 +12,12 @@ use std::time::{Duration, Instant};
 use super::random::Random;
 
 /// Paths of the binaries under test.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct Binaries {
     /// `weir-edge`
-    pub edge: &'static str,
+    pub edge: PathBuf,
     /// `weir-cloud`
-    pub cloud: &'static str,
+    pub cloud: PathBuf,
 }
 
 /// Lines of a log that are shown of a failed test.

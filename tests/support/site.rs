@@ -3,7 +3,7 @@
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 use weir::link::profile::LinkProfile;
@@ -220,7 +220,7 @@ impl Site {
 
     /// Starts the cloud without waiting.
     pub fn launch_cloud(&mut self) {
-        let mut command = Command::new(self.binaries.cloud);
+        let mut command = Command::new(&self.binaries.cloud);
         command.arg("run").arg("--config").arg(self.dir().join("cloud.toml"));
         self.cloud = Some(Process::start(command, &self.logs.0[1], self.addrs.cloud_admin));
     }
@@ -243,7 +243,7 @@ impl Site {
 
     /// The command that runs the box.
     pub fn edge_command(&self) -> Command {
-        let mut words = self.edge_prefix.iter().map(String::as_str).chain([self.binaries.edge]);
+        let mut words = self.edge_prefix.iter().map(String::as_str).chain([self.binaries.edge.to_str().expect("its path is text")]);
         let mut command = Command::new(words.next().expect("the binary at least"));
         command.args(words).arg("run").arg("--config").arg(self.dir().join("edge.toml"));
         command.envs(self.edge_env.iter().map(|(key, value)| (key, value)));
@@ -312,7 +312,9 @@ impl Site {
     /// Records that the box says it holds.
     pub fn edge_holds(&self) -> Option<u64> {
         let status = self.edge_status()?;
-        status["lanes"].as_array()?.iter().map(|lane| lane["records"].as_u64()).sum()
+        // A box that has only just begun shows no lanes yet.
+        let lanes = status["lanes"].as_array().filter(|lanes| !lanes.is_empty())?;
+        lanes.iter().map(|lane| lane["records"].as_u64()).sum()
     }
 
     /// Waits until the box's uplink is up, or down.
@@ -332,7 +334,12 @@ impl Site {
     /// # Panics
     /// If it takes too long.
     pub fn drain(&self) {
-        wait_for("the box to deliver all it holds", DRAIN_LIMIT, || (self.edge_holds()? == 0).then_some(()));
+        let deadline = Instant::now() + DRAIN_LIMIT;
+        while self.edge_holds() != Some(0) {
+            let is_late = Instant::now() > deadline;
+            assert!(!is_late, "the box does not deliver all it holds: {:#}", self.edge_status().unwrap_or_default());
+            std::thread::sleep(Duration::from_millis(20));
+        }
     }
 }
 
