@@ -65,8 +65,11 @@ const PATH_INTERVAL: Duration = Duration::from_millis(250);
 /// Bounds of the send window: what is written into it can no longer be overtaken.
 const SEND_WINDOW_MIN: u64 = 32 * 1024;
 const SEND_WINDOW_MAX: u64 = 4 * 1024 * 1024;
-/// Blocks and control messages on their way to their streams; the gateway hands over a few at a time.
-const QUEUE_LEN: usize = 64;
+/// Blocks on their way to a stream. The gateway hands over about 100 KiB before it waits for `Written`, and a block has 64
+/// bytes at least: a queue of this length is never full, and a stream that QUIC does not take holds up no other.
+const BLOCKS_LEN: usize = 2_048;
+/// Control messages on their way to their stream; of heartbeats alone, more are not waiting before silence ends the session.
+const CONTROL_LEN: usize = 1_024;
 
 /// Runs an uplink until its commands end.
 ///
@@ -79,6 +82,7 @@ pub(crate) async fn run(
 ) {
     let mut generation = 0;
     let mut attempt: Option<Attempt> = None;
+    let mut is_stuck = false;
     while let Some(command) = commands_rx.recv().await {
         match command {
             UplinkCommand::Connect => {
@@ -87,20 +91,26 @@ pub(crate) async fn run(
             }
             UplinkCommand::Disconnect => attempt = None,
             UplinkCommand::Control(bytes) => {
-                if let Some(attempt) = &attempt {
-                    // A full or closed queue means that the connection is gone or stuck; its end is reported by itself.
-                    let _ = attempt.control_tx.try_send(bytes);
-                }
+                is_stuck = attempt.as_ref().is_some_and(|attempt| is_full(attempt.control_tx.try_send(bytes)));
             }
             UplinkCommand::Block { flow, block } => {
-                if let Some(attempt) = &attempt {
-                    let _ = attempt.blocks_tx.try_send((flow, block));
-                }
+                is_stuck = attempt.as_ref().is_some_and(|attempt| is_full(attempt.blocks_tx.try_send((flow, block))));
             }
+        }
+        if std::mem::take(&mut is_stuck) {
+            // What is dropped here would never be sent again on this connection, so it ends with it.
+            attempt = None;
+            let reason = "QUIC takes nothing: too much waits to be written".to_owned();
+            let _ = events_tx.send((generation, UplinkEvent::Closed(reason))).await;
         }
     }
     drop(attempt);
     endpoint.wait_idle().await;
+}
+
+/// True if the queue had no room. One that is closed belongs to a connection whose end is reported by itself.
+fn is_full<T>(sent: Result<(), mpsc::error::TrySendError<T>>) -> bool {
+    matches!(sent, Err(mpsc::error::TrySendError::Full(_)))
 }
 
 /// One attempt to connect, and the connection that came of it. Dropping it closes the connection.
@@ -112,8 +122,8 @@ struct Attempt {
 
 impl Attempt {
     fn start(generation: u64, endpoint: Endpoint, target: UplinkTarget, events_tx: mpsc::Sender<(u64, UplinkEvent)>) -> Self {
-        let (control_tx, control_rx) = mpsc::channel(QUEUE_LEN);
-        let (blocks_tx, blocks_rx) = mpsc::channel(QUEUE_LEN);
+        let (control_tx, control_rx) = mpsc::channel(CONTROL_LEN);
+        let (blocks_tx, blocks_rx) = mpsc::channel(BLOCKS_LEN);
         let mut tasks = JoinSet::new();
         tasks.spawn(async move {
             let events = Events { generation, events_tx };
@@ -224,7 +234,7 @@ async fn write_blocks(
     let mut tasks = JoinSet::new();
     while let Some((flow, block)) = blocks_rx.recv().await {
         let writer = writers[flow.lane.index() * 2 + usize::from(flow.backlog)].get_or_insert_with(|| {
-            let (writer_tx, writer_rx) = mpsc::channel(QUEUE_LEN);
+            let (writer_tx, writer_rx) = mpsc::channel(BLOCKS_LEN);
             tasks.spawn(write_flow(connection.clone(), flow, writer_rx, events.clone()));
             writer_tx
         });
