@@ -2,5 +2,8 @@
 
 pub mod buffer;
 pub mod check;
+pub mod demo;
 pub mod link;
+pub mod passwd;
 pub mod pki;
+pub mod runtime;

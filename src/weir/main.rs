@@ -1,2 +1,77 @@
-//! Entry.
-fn main() {}
+//! `weir`: the operator's tool.
+
+use std::io::{self, Write as _};
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use weir::buffer::BufferCommand;
+use weir::check::CheckArgs;
+use weir::demo::DemoArgs;
+use weir::pki::PkiCommand;
+use weir::runtime::RuntimeCommand;
+
+/// Runs the demo, checks configurations, looks into buffers, and issues certificates.
+#[derive(Debug, Parser)]
+#[command(name = "weir", version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Show the whole way: sensors, box, a link that breaks, and the cloud, in this process; takes a minute
+    Demo(DemoArgs),
+    /// Find every mistake in a configuration before it ships
+    Check(CheckArgs),
+    /// Make a certificate authority and issue certificates
+    #[command(subcommand)]
+    Pki(PkiCommand),
+    /// Look into a box's buffer
+    #[command(subcommand)]
+    Buffer(BufferCommand),
+    /// Install the native ONNX library
+    #[command(subcommand)]
+    Runtime(RuntimeCommand),
+    /// Hash a password from standard input for `[[user]]` in edge.toml
+    Passwd,
+    /// Print the version
+    Version,
+}
+
+/// Bad flags. Source: EX_USAGE of sysexits.
+const EXIT_USAGE: u8 = 64;
+
+fn main() -> ExitCode {
+    weir_infer::disable_telemetry_env();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(err) => {
+            // Help and version are no mistakes.
+            let code = if err.use_stderr() { EXIT_USAGE } else { 0 };
+            let _ = err.print();
+            return ExitCode::from(code);
+        }
+    };
+    match run(cli.command) {
+        Ok(code) => code,
+        Err(err) => {
+            // Whoever closed standard error does not want to know.
+            let _ = writeln!(io::stderr(), "weir: {err:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Command) -> anyhow::Result<ExitCode> {
+    match command {
+        Command::Demo(args) => return weir::demo::execute(&args),
+        Command::Check(args) => return weir::check::run(&args),
+        Command::Pki(command) => command.run(&mut io::stdout().lock())?,
+        Command::Buffer(command) => weir::buffer::run(command)?,
+        Command::Runtime(command) => weir::runtime::run(&command)?,
+        Command::Passwd => weir::passwd::run()?,
+        Command::Version => writeln!(io::stdout(), "weir {}", env!("CARGO_PKG_VERSION"))?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
