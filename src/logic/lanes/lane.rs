@@ -41,7 +41,7 @@ pub(super) enum Send {
     /// Being read from disk, to be sent.
     Loading,
     /// Handed to an uplink; not yet acknowledged.
-    UnderWay { uplink: u8, sent_us: u64 },
+    UnderWay { uplink: u8, since_us: u64 },
 }
 
 #[derive(Debug)]

@@ -542,8 +542,10 @@ impl Lanes {
         for position in done {
             let block = self.lanes[class.index()].remove(position).expect("found above");
             self.counters[class.index()].acked += u64::from(block.header.count);
-            if let Send::UnderWay { sent_us, .. } = block.send {
-                self.ack_times.record(now_us.saturating_sub(sent_us));
+            if let Send::UnderWay { since_us, .. } = block.send
+                && self.lanes[class.index()].policy.durability == Durability::Through
+            {
+                self.ack_times.record(now_us.saturating_sub(since_us));
             }
             self.forget(now_us, &block);
         }

@@ -1,8 +1,9 @@
 //! Which block goes next: critical first, then by share, live before backlog.
 //!
-//! What is handed to an uplink can neither be overtaken nor thinned, so it is handed over late: at most
-//! [`UNWRITTEN_BYTES_MAX`] wait in the shell for QUIC to take them, and one block per stream beyond that. Among the streams
-//! that want to send, the one that had least for its share goes next.
+//! What is handed to an uplink can neither be overtaken nor thinned, so it is handed over late: while fewer than
+//! [`UNWRITTEN_BYTES_MAX`] wait in the shell for QUIC to take them. Among the streams that want to send, the one that had least
+//! for its share goes next. There is no limit per stream: with one, every stream would always have something in the shell,
+//! and QUIC, which serves streams in turns, would give all of them the same.
 
 use bytes::Bytes;
 
@@ -34,10 +35,10 @@ pub enum Outgoing {
 
 /// How long a record may wait for company before it is sent; `critical` does not wait.
 const LINGER_US: u64 = 10_000;
-/// Bytes over all streams but the critical ones that the shell holds and QUIC has not yet taken.
+/// With so many bytes that the shell holds and QUIC has not yet taken no further block is handed over; each of the two
+/// critical streams has a limit of its own.
 const UNWRITTEN_BYTES_MAX: u64 = 64 * 1024;
-/// The same per stream: with less than this one more block is handed over.
-const UNWRITTEN_FLOW_BYTES: u64 = 16 * 1024;
+const UNWRITTEN_CRITICAL_BYTES_MAX: u64 = 16 * 1024;
 /// A lane's backlog has this part of the share of its live data.
 const BACKLOG_PART: u64 = 2;
 const FLOWS: usize = 8;
@@ -76,13 +77,10 @@ impl Schedule {
     }
 
     fn has_room(&self, flow: Flow) -> bool {
-        let unwritten = self.unwritten[index(flow)];
-        let others: u64 = Class::ALL[1..]
-            .iter()
-            .flat_map(|&lane| [Flow { lane, backlog: false }, Flow { lane, backlog: true }])
-            .map(|flow| self.unwritten[index(flow)])
-            .sum();
-        unwritten < UNWRITTEN_FLOW_BYTES && (flow.lane == Class::Critical || others < UNWRITTEN_BYTES_MAX)
+        if flow.lane == Class::Critical {
+            return self.unwritten[index(flow)] < UNWRITTEN_CRITICAL_BYTES_MAX;
+        }
+        self.unwritten[2..].iter().sum::<u64>() < UNWRITTEN_BYTES_MAX
     }
 
     fn take_turn(&mut self, flow: Flow, len: u64, share: u32) {
@@ -99,7 +97,7 @@ fn index(flow: Flow) -> usize {
     flow.lane.index() * 2 + usize::from(flow.backlog)
 }
 
-/// Recent times from sending a block to its durable ack.
+/// Recent times from the receipt of a record of a `through` lane to its durable ack; of what was read from disk, from its sending.
 #[derive(Debug)]
 pub(super) struct AckTimes {
     recent_us: [u64; 64],
@@ -268,7 +266,8 @@ impl Lanes {
         let lane = &mut self.lanes[at];
         let block = lane.blocks.get_mut(&position)?;
         let key = block.header.key;
-        block.send = Send::UnderWay { uplink, sent_us: now_us };
+        let since_us = if flow.backlog { now_us } else { block.header.born_us };
+        block.send = Send::UnderWay { uplink, since_us };
         lane.under_way_bytes += u64::from(block.len);
         lane.drop_bytes(position);
         let share = lane.policy.share;

@@ -1,1 +1,563 @@
+use proptest::prelude::*;
 
+use super::*;
+use crate::block::RecordKind;
+use crate::ranges::RangeSet;
+
+const SECOND: u64 = 1_000_000;
+const CREDITS: PerClass<u64> = [1 << 30; 4];
+const LIMITS: LanesLimits = LanesLimits { memory_bytes: 1 << 20, block_target_bytes: 4_096, early_commit_bytes_per_day: 0 };
+
+fn policy(durability: Durability) -> LanePolicy {
+    LanePolicy { durability, cap_bytes: 1 << 30, ttl_us: None, share: 4 }
+}
+
+fn lanes(policies: PerClass<LanePolicy>) -> Lanes {
+    Lanes::new(0, Epoch(9), policies, LIMITS, &[], &[])
+}
+
+fn all(durability: Durability) -> Lanes {
+    lanes([policy(durability); 4])
+}
+
+/// Bytes that do not compress.
+fn noise(seed: u64, len: usize) -> Vec<u8> {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let byte = |_| {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state as u8
+    };
+    (0..len).map(byte).collect()
+}
+
+fn push(lanes: &mut Lanes, now_us: u64, class: Class, len: usize) -> u64 {
+    let payload = noise(now_us ^ lanes.counters(class).records, len);
+    let record = NewRecord {
+        source: 0,
+        stream: "s",
+        device: "d",
+        kind: RecordKind::Raw,
+        service_time: false,
+        at_us: now_us,
+        payload: &payload,
+    };
+    lanes.push(now_us, class, &record)
+}
+
+/// Sends all there is and says what; loads are answered at once with what is on disk.
+fn send(lanes: &mut Lanes, now_us: u64, disk: &BTreeMap<BlockKey, Bytes>) -> Vec<(Flow, BlockKey, Bytes)> {
+    let mut sent = Vec::new();
+    while let Some(outgoing) = lanes.outgoing(now_us, 0, &CREDITS) {
+        match outgoing {
+            Outgoing::Send { flow, key, block } => {
+                lanes.written(0, flow, block.len() as u64);
+                sent.push((flow, key, block));
+            }
+            Outgoing::Load { key } => lanes.loaded(now_us, key, disk.get(&key).cloned()),
+        }
+    }
+    sent
+}
+
+fn ack(lanes: &mut Lanes, now_us: u64, block: &Bytes) {
+    let header = BlockHeader::parse(block).expect("our own block");
+    lanes.ack(now_us, header.key.lane, header.key.epoch, header.key.first_seq..=header.last_seq);
+}
+
+/// Carries out a transaction on a map that stands for the disk.
+fn write(disk: &mut BTreeMap<BlockKey, Bytes>, request: &CommitRequest) {
+    for range in &request.deletes {
+        let last = BlockKey { first_seq: range.last_seq, ..range.key };
+        let gone: Vec<_> = disk.range(range.key..=last).map(|(&key, _)| key).collect();
+        gone.iter().for_each(|key| drop(disk.remove(key)));
+    }
+    disk.extend(request.puts.iter().map(|put| (put.header.key, put.block.clone())));
+}
+
+/// Times of all transactions until `until_us`, which all work at once.
+fn commits(lanes: &mut Lanes, mut now_us: u64, until_us: u64, disk: &mut BTreeMap<BlockKey, Bytes>) -> Vec<u64> {
+    let mut times = Vec::new();
+    while now_us <= until_us {
+        lanes.tick(now_us);
+        if let Some(request) = lanes.commit(now_us) {
+            times.push(now_us);
+            write(disk, &request);
+            lanes.committed(now_us, request.ticket, Ok(()));
+        }
+        now_us = lanes.deadline_us().max(now_us + 1);
+    }
+    times
+}
+
+fn held(lanes: &Lanes) -> Vec<Held> {
+    let blocks = lanes.lanes.iter().flat_map(|lane| lane.blocks.values());
+    blocks.filter(|block| block.disk == Disk::Stored).map(|block| Held { header: block.header, len: block.len }).collect()
+}
+
+/// What is kept twice must agree.
+fn check(lanes: &Lanes) {
+    for lane in &lanes.lanes {
+        let sum = |of: &dyn Fn(&Block) -> bool| lane.blocks.values().filter(|b| of(b)).map(|b| u64::from(b.len)).sum::<u64>();
+        assert_eq!(lane.bytes, sum(&|_| true));
+        assert_eq!(lane.memory_bytes, sum(&|block| block.bytes.is_some()));
+        assert_eq!(lane.cached_bytes, sum(&|block| block.bytes.is_some() && block.disk == Disk::Stored));
+        assert_eq!(lane.under_way_bytes, sum(&|block| matches!(block.send, Send::UnderWay { .. })));
+        let set = |of: &dyn Fn(&Block) -> bool| {
+            lane.blocks.iter().filter(|(_, block)| of(block)).map(|(&at, _)| at).collect::<BTreeSet<_>>()
+        };
+        assert_eq!(lane.live, set(&|block| block.send == Send::Queued && block.bytes.is_some()));
+        assert_eq!(lane.to_write, set(&|block| block.disk == Disk::Absent));
+        // A block that was read and waits for its turn is in neither queue.
+        let queued = set(&|block| block.send == Send::Queued && block.bytes.is_none());
+        assert!(lane.backlog.is_subset(&queued) && queued.len() - lane.backlog.len() <= 1);
+        assert!(lane.blocks.values().all(|block| block.bytes.is_some() || block.disk == Disk::Stored));
+    }
+}
+
+#[derive(Debug, Clone)]
+enum Op {
+    Push(usize, usize),
+    Wait(u64),
+    Send,
+    Ack(usize),
+    Commit(Option<StoreError>),
+    Uplink(bool),
+    Lost,
+    Load(bool),
+}
+
+fn op() -> impl Strategy<Value = Op> {
+    prop_oneof![
+        6 => (0usize..4, 0usize..1_500).prop_map(|(class, len)| Op::Push(class, len)),
+        3 => (1u64..400_000).prop_map(Op::Wait),
+        3 => Just(Op::Send),
+        3 => (0usize..8).prop_map(Op::Ack),
+        3 => prop_oneof![3 => Just(None), 1 => Just(Some(StoreError::Full))].prop_map(Op::Commit),
+        2 => any::<bool>().prop_map(Op::Uplink),
+        1 => Just(Op::Lost),
+        2 => any::<bool>().prop_map(Op::Load),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(200))]
+    /// Every number pushed is at any time in exactly one place, safe only if it is on disk or acknowledged or given up for good.
+    #[test]
+    fn numbers_are_neither_lost_nor_safe_too_soon(ops in prop::collection::vec(op(), 1..150), caps in prop::option::of(500u64..8_000), ttl in prop::option::of(300_000u64..3_000_000)) {
+        use Durability::{Disk, Memory, Through};
+        let policies = [Disk, Through, Through, Memory].map(|durability| LanePolicy {
+            durability,
+            cap_bytes: caps.unwrap_or(1 << 30),
+            ttl_us: ttl,
+            share: 4,
+        });
+        let mut lanes = Lanes::new(0, Epoch(9), policies, LanesLimits { memory_bytes: 20_000, ..LIMITS }, &[], &[]);
+        let (mut now_us, mut disk, mut voids) = (1_000, BTreeMap::new(), BTreeMap::new());
+        let (mut pushed, mut sent, mut loads) = ([0u64; 4], Vec::<Bytes>::new(), Vec::new());
+        let mut acked: PerClass<RangeSet> = Default::default();
+        let mut running: Option<CommitRequest> = None;
+        for op in ops {
+            match op {
+                Op::Push(class, len) => {
+                    prop_assert_eq!(push(&mut lanes, now_us, Class::ALL[class], len), pushed[class]);
+                    pushed[class] += 1;
+                }
+                Op::Wait(us) => now_us += us,
+                Op::Send => {
+                    while let Some(outgoing) = lanes.outgoing(now_us, 0, &[3_000; 4]) {
+                        match outgoing {
+                            Outgoing::Send { block, flow, .. } => {
+                                lanes.written(0, flow, block.len() as u64);
+                                sent.push(block);
+                            }
+                            Outgoing::Load { key } => loads.push(key),
+                        }
+                        prop_assert!(lanes.lanes.iter().all(|lane| lane.under_way_bytes <= 3_000 + 5_000));
+                    }
+                }
+                Op::Ack(at) if at < sent.len() => {
+                    let block = sent.swap_remove(at);
+                    let header = BlockHeader::parse(&block).expect("our own block");
+                    acked[header.key.lane.index()].insert(header.key.first_seq..=header.last_seq);
+                    ack(&mut lanes, now_us, &block);
+                }
+                Op::Ack(_) => {}
+                Op::Commit(error) => match (running.take(), error) {
+                    (None, _) => running = lanes.commit(now_us),
+                    (Some(request), Some(error)) => lanes.committed(now_us, request.ticket, Err(error)),
+                    (Some(request), None) => {
+                        write(&mut disk, &request);
+                        voids.retain(|key, _| !request.voids_acked.contains(key));
+                        voids.extend(request.voids.iter().map(|void| (void.key, *void)));
+                        lanes.committed(now_us, request.ticket, Ok(()));
+                    }
+                },
+                Op::Uplink(up) => lanes.set_uplink_up(now_us, up),
+                Op::Lost => lanes.session_lost(0),
+                Op::Load(works) => {
+                    for key in std::mem::take(&mut loads) {
+                        if works { lanes.loaded(now_us, key, disk.get(&key).cloned()) } else { lanes.load_failed(now_us, key) }
+                    }
+                }
+            }
+            lanes.tick(now_us);
+            check(&lanes);
+            prop_assert!(lanes.deadline_us() <= now_us + SECOND);
+            for class in Class::ALL {
+                let (at, lane) = (class.index(), &lanes.lanes[class.index()]);
+                let mut places = acked[at].clone();
+                let on_record = voids.values().filter(|void| void.key.lane == class);
+                on_record.for_each(|void| places.insert(void.key.first_seq..=void.last_seq));
+                let mut safe = places.clone();
+                for (key, block) in disk.iter().filter(|(key, _)| key.lane == class) {
+                    safe.insert(key.first_seq..=BlockHeader::parse(block).expect("our own block").last_seq);
+                }
+                if class != Class::Bulk {
+                    let end = lanes.safe()[at];
+                    // What was on disk and acknowledged or given up since may be gone from it.
+                    lanes.voids.values().filter(|void| void.key.lane == class).for_each(|void| safe.insert(void.key.first_seq..=void.last_seq));
+                    prop_assert!(end == 0 || safe.covers(0..=end - 1), "{:?} safe below {}, but only {:?} is", class, end, safe);
+                }
+                lanes.voids.values().filter(|void| void.key.lane == class).for_each(|void| places.insert(void.key.first_seq..=void.last_seq));
+                lane.blocks.values().for_each(|block| places.insert(block.header.key.first_seq..=block.header.last_seq));
+                if lane.staging.next_seq() > lane.staging.first_seq() {
+                    places.insert(lane.staging.first_seq()..=lane.staging.next_seq() - 1);
+                }
+                prop_assert!(pushed[at] == 0 || places.covers(0..=pushed[at] - 1), "{:?} of {} is {:?}", class, pushed[at], places);
+                prop_assert!(lanes.settled()[at] <= pushed[at]);
+            }
+        }
+    }
+}
+
+/// Bytes by stream that a saturated link takes of lanes that always have more; each step it takes 16 KiB.
+fn saturate(
+    steps: u64,
+    lanes: &mut Lanes,
+    mut feed: impl FnMut(&mut Lanes, u64),
+    disk: &mut BTreeMap<BlockKey, Bytes>,
+) -> BTreeMap<(usize, bool), u64> {
+    let (mut sent, mut bytes, mut under_way) = (std::collections::VecDeque::new(), BTreeMap::new(), 0);
+    for step in 1..steps {
+        let now_us = step * 10_000;
+        feed(lanes, now_us);
+        while let Some(outgoing) = lanes.outgoing(now_us, 0, &CREDITS) {
+            match outgoing {
+                Outgoing::Send { flow, block, .. } => {
+                    under_way += block.len();
+                    sent.push_back((flow, block));
+                }
+                Outgoing::Load { key } => lanes.loaded(now_us, key, disk.get(&key).cloned()),
+            }
+        }
+        let mut room = 16_384usize;
+        while let Some((flow, block)) = sent.pop_front_if(|(_, block)| block.len() <= room) {
+            room -= block.len();
+            under_way -= block.len();
+            *bytes.entry((flow.lane.index(), flow.backlog)).or_default() += block.len() as u64;
+            lanes.written(0, flow, block.len() as u64);
+            ack(lanes, now_us, &block);
+        }
+        assert!(under_way <= 64 * 1024 + 8_192, "{under_way} bytes are out of our hands");
+    }
+    bytes
+}
+
+#[test]
+fn saturated_lanes_get_their_shares() {
+    let share = |share| LanePolicy { share, ..policy(Durability::Memory) };
+    let mut lanes = lanes([share(16), share(8), share(4), share(1)]);
+    lanes.set_uplink_up(0, true);
+    let feed = |lanes: &mut Lanes, now_us| {
+        for class in [Class::Normal, Class::Bulk] {
+            while lanes.status(class).memory_bytes < 100_000 {
+                push(lanes, now_us, class, 1_000);
+            }
+        }
+    };
+    let bytes = saturate(4_000, &mut lanes, feed, &mut BTreeMap::new());
+    let ratio = bytes[&(2, false)] as f64 / bytes[&(3, false)] as f64;
+    assert!((3.7..4.3).contains(&ratio), "normal to bulk is {ratio}");
+}
+
+#[test]
+fn a_backlog_gets_half_of_what_live_data_gets() {
+    let mut before = all(Durability::Disk);
+    let mut disk = BTreeMap::new();
+    for step in 0..12_000 {
+        push(&mut before, step * 5_000, Class::Normal, 2_000);
+        if step % 100 == 0 {
+            commits(&mut before, step * 5_000, step * 5_000, &mut disk);
+        }
+    }
+    commits(&mut before, 60 * SECOND, 65 * SECOND, &mut disk);
+    let held = held(&before);
+    assert!(held.len() > 1_000, "{} blocks", held.len());
+    let mut lanes = Lanes::new(70 * SECOND, Epoch(10), [policy(Durability::Memory); 4], LIMITS, &held, &[]);
+    lanes.set_uplink_up(0, true);
+    let feed = |lanes: &mut Lanes, now_us| {
+        while lanes.lanes[2].memory_len() < 100_000 {
+            push(lanes, now_us, Class::Normal, 1_000);
+        }
+    };
+    let bytes = saturate(1_000, &mut lanes, feed, &mut disk);
+    let total: u64 = disk.values().map(|block| block.len() as u64).sum();
+    assert!(bytes[&(2, true)] < total, "the backlog outlasts the test");
+    let ratio = bytes[&(2, false)] as f64 / bytes[&(2, true)] as f64;
+    assert!((1.8..2.2).contains(&ratio), "live to backlog is {ratio}");
+}
+
+#[test]
+fn critical_goes_before_everything_and_is_not_held_up_by_it() {
+    let mut lanes = all(Durability::Memory);
+    lanes.set_uplink_up(0, true);
+    for _ in 0..300 {
+        push(&mut lanes, SECOND, Class::Normal, 1_000);
+    }
+    let mut last = None;
+    while let Some(outgoing) = lanes.outgoing(2 * SECOND, 0, &CREDITS) {
+        last = Some(outgoing);
+    }
+    assert!(matches!(last, Some(Outgoing::Send { flow: Flow { lane: Class::Normal, .. }, .. })), "the shell has all it may");
+    push(&mut lanes, 2 * SECOND, Class::Critical, 10);
+    let next = lanes.outgoing(2 * SECOND, 0, &CREDITS);
+    assert!(matches!(next, Some(Outgoing::Send { flow: Flow { lane: Class::Critical, .. }, .. })), "{next:?}");
+}
+
+#[test]
+fn age_is_counted_over_restarts() {
+    let mut before = all(Durability::Disk);
+    let mut disk = BTreeMap::new();
+    push(&mut before, 5 * SECOND, Class::High, 100);
+    commits(&mut before, 5 * SECOND, 7 * SECOND, &mut disk);
+    before.seal(7 * SECOND, Class::High);
+    push(&mut before, 9 * SECOND, Class::High, 100);
+    commits(&mut before, 9 * SECOND, 11 * SECOND, &mut disk);
+    before.seal(11 * SECOND, Class::High);
+    push(&mut before, 11 * SECOND, Class::High, 1);
+    commits(&mut before, 11 * SECOND, 13 * SECOND, &mut disk);
+    let held = held(&before);
+    assert_eq!(held.iter().map(|held| held.header.born_us).collect::<Vec<_>>(), [5 * SECOND, 9 * SECOND]);
+    let policies = [LanePolicy { ttl_us: Some(20 * SECOND), ..policy(Durability::Disk) }; 4];
+    let mut after = Lanes::new(20 * SECOND, Epoch(10), policies, LIMITS, &held, &[]);
+    for (now_s, expired) in [(21, 0), (25, 0), (26, 1), (29, 1), (30, 2)] {
+        after.tick(now_s * SECOND);
+        assert_eq!(after.counters(Class::High).expired, expired, "after {now_s} s");
+    }
+    let voids = after.take_voids_to_send();
+    assert_eq!(voids.len(), 1, "neighbours are one void: {voids:?}");
+    assert_eq!((voids[0].key.epoch, voids[0].key.first_seq, voids[0].last_seq), (Epoch(9), 0, 1));
+}
+
+#[test]
+fn the_oldest_are_evicted_first_and_become_one_void() {
+    let mut before = all(Durability::Disk);
+    let mut disk = BTreeMap::new();
+    for step in 0..40 {
+        push(&mut before, step * 1_000, Class::Normal, 1_000);
+    }
+    commits(&mut before, SECOND, 3 * SECOND, &mut disk);
+    let held = held(&before);
+    let old_bytes: u64 = held.iter().map(|held| u64::from(held.len)).sum();
+    let policies = [LanePolicy { cap_bytes: old_bytes, ..policy(Durability::Disk) }; 4];
+    let mut after = Lanes::new(4 * SECOND, Epoch(3), policies, LIMITS, &held, &[]);
+    for step in 0..20 {
+        push(&mut after, 4 * SECOND + step, Class::Normal, 1_000);
+    }
+    commits(&mut after, 5 * SECOND, 12 * SECOND, &mut disk);
+    let voids = after.take_voids_to_send();
+    let lane = &after.lanes[2];
+    assert!(lane.bytes <= old_bytes && lane.bytes > old_bytes * 3 / 4);
+    assert_eq!(voids.len(), 1, "{voids:?}");
+    assert_eq!((voids[0].key.epoch, voids[0].key.first_seq, voids[0].reason), (Epoch(9), 0, VoidReason::Evicted));
+    let first = lane.blocks.values().next().expect("not all is gone").header.key;
+    assert_eq!((first.epoch, first.first_seq), (Epoch(9), voids[0].last_seq + 1), "everything before the first that is left");
+    assert!(
+        !disk.keys().any(|key| key.epoch == Epoch(9) && key.first_seq <= voids[0].last_seq),
+        "and it is gone from the disk"
+    );
+    assert_eq!(after.counters(Class::Normal).evicted, voids[0].last_seq + 1);
+}
+
+#[test]
+fn a_record_given_up_before_it_was_safe_is_acknowledged_only_when_its_void_is_on_record() {
+    let mut policies = [policy(Durability::Disk); 4];
+    policies[2].cap_bytes = 5_000;
+    let mut lanes = lanes(policies);
+    for _ in 0..20 {
+        push(&mut lanes, SECOND, Class::Normal, 1_000);
+    }
+    let request = lanes.commit(3 * SECOND).expect("due");
+    lanes.committed(3 * SECOND, request.ticket, Err(StoreError::Full));
+    lanes.tick(4 * SECOND);
+    assert!(lanes.counters(Class::Normal).evicted > 0);
+    assert_eq!(lanes.safe()[2], 0);
+    let retried = lanes.commit(5 * SECOND).expect("due again");
+    assert_eq!(retried.voids.len(), 1);
+    lanes.committed(5 * SECOND, retried.ticket, Ok(()));
+    assert!(lanes.safe()[2] > retried.voids[0].last_seq);
+}
+
+#[test]
+fn through_writes_late_blocks_and_no_sooner() {
+    // Ack times in us, and when a block without an ack is written after its first record.
+    for (ack_us, wait_us) in [(20_000, 250_000), (300_000, 600_000), (1_700_000, 2_000_000)] {
+        let mut lanes = all(Durability::Through);
+        lanes.set_uplink_up(0, true);
+        let (mut now_us, mut disk) = (10 * SECOND, BTreeMap::new());
+        for _ in 0..80 {
+            push(&mut lanes, now_us, Class::Normal, 100);
+            let sent = send(&mut lanes, now_us + 10_000, &disk);
+            assert_eq!(sent.len(), 1);
+            now_us += ack_us;
+            ack(&mut lanes, now_us, &sent[0].2);
+            now_us += 3 * SECOND;
+        }
+        push(&mut lanes, now_us, Class::Normal, 100);
+        assert_eq!(send(&mut lanes, now_us + 10_000, &disk).len(), 1);
+        let at = commits(&mut lanes, now_us + 10_000, now_us + 5 * SECOND, &mut disk);
+        assert_eq!(at.len(), 1, "{at:?}");
+        assert_eq!(at[0] - now_us, wait_us, "with acks after {ack_us} us");
+        assert_eq!(lanes.safe()[2], 81);
+    }
+}
+
+#[test]
+fn through_writes_what_cannot_be_sent_for_want_of_credit() {
+    let mut lanes = all(Durability::Through);
+    lanes.set_uplink_up(0, true);
+    let mut disk = BTreeMap::new();
+    let mut times = Vec::new();
+    for step in 0..1_000 {
+        let now_us = SECOND + step * 10_000;
+        push(&mut lanes, now_us, Class::Normal, 100);
+        assert_eq!(lanes.outgoing(now_us, 0, &[0; 4]), None);
+        times.extend(commits(&mut lanes, now_us, now_us + 9_999, &mut disk));
+    }
+    assert!((8..=11).contains(&times.len()), "{} commits in 10 s", times.len());
+    assert!(lanes.safe()[2] > 790, "{} of 1,000 are safe", lanes.safe()[2]);
+    assert_eq!(lanes.send_due_us(&[0; 4]), u64::MAX, "and nobody is woken in vain");
+}
+
+#[test]
+fn memory_is_written_only_when_memory_runs_out() {
+    let mut lanes = all(Durability::Memory);
+    let mut disk = BTreeMap::new();
+    let mut now_us = SECOND;
+    while lanes.memory_bytes() <= LIMITS.memory_bytes / 2 - 6_000 {
+        push(&mut lanes, now_us, Class::Bulk, 1_000);
+        now_us += 1_000;
+        assert!(commits(&mut lanes, now_us, now_us, &mut disk).is_empty());
+    }
+    for _ in 0..2_000 {
+        push(&mut lanes, now_us, Class::Bulk, 1_000);
+        now_us += 1_000;
+        commits(&mut lanes, now_us, now_us, &mut disk);
+        assert!(!lanes.is_full());
+    }
+    assert!(disk.len() > 300, "{} blocks on disk", disk.len());
+    lanes.set_uplink_up(now_us, true);
+    let mut seqs = RangeSet::new();
+    for _ in 0..1_000 {
+        now_us += SECOND;
+        for (_, _, block) in send(&mut lanes, now_us, &disk) {
+            let header = BlockHeader::parse(&block).expect("our own block");
+            seqs.insert(header.key.first_seq..=header.last_seq);
+            ack(&mut lanes, now_us, &block);
+        }
+    }
+    assert_eq!((seqs.range_count(), seqs.len()), (1, lanes.counters(Class::Bulk).records));
+}
+
+#[test]
+fn a_full_disk_loses_nothing_that_was_acknowledged_and_recovers() {
+    let mut lanes = all(Durability::Disk);
+    let mut disk = BTreeMap::new();
+    for step in 0..30 {
+        push(&mut lanes, SECOND + step, Class::Normal, 1_000);
+    }
+    commits(&mut lanes, 2 * SECOND, 3 * SECOND, &mut disk);
+    assert_eq!(lanes.safe()[2], 30);
+    let mut now_us = 4 * SECOND;
+    for _ in 0..20 {
+        push(&mut lanes, now_us, Class::Normal, 1_000);
+        if let Some(request) = lanes.commit(now_us) {
+            lanes.committed(now_us, request.ticket, Err(StoreError::Full));
+        }
+        now_us += SECOND;
+    }
+    assert!(lanes.disk_full() && lanes.commit_failures() >= 15);
+    assert_eq!(lanes.safe()[2], 30, "nothing new is safe");
+    check(&lanes);
+    // The uplink empties it: what the cloud has needs no writing, and removals get through first.
+    lanes.set_uplink_up(now_us, true);
+    for (_, _, block) in send(&mut lanes, now_us, &disk) {
+        ack(&mut lanes, now_us, &block);
+    }
+    assert_eq!(lanes.safe()[2], 50);
+    now_us += SECOND;
+    let request = lanes.commit(now_us).expect("tried again");
+    assert_eq!((request.puts.len(), request.deletes.is_empty()), (0, false), "{request:?}");
+    write(&mut disk, &request);
+    lanes.committed(now_us, request.ticket, Ok(()));
+    commits(&mut lanes, now_us, now_us + 10 * SECOND, &mut disk);
+    assert!(disk.is_empty() && !lanes.disk_full());
+}
+
+#[test]
+fn a_retried_transaction_drops_no_later_removal() {
+    let mut lanes = all(Durability::Disk);
+    let mut disk = BTreeMap::new();
+    for _ in 0..10 {
+        push(&mut lanes, SECOND, Class::Normal, 1_000);
+    }
+    lanes.seal(SECOND, Class::Normal);
+    let request = lanes.commit(3 * SECOND).expect("due");
+    assert!(!request.puts.is_empty());
+    // The blocks are acknowledged while they are written, and again before the retry.
+    lanes.set_uplink_up(3 * SECOND, true);
+    let sent = send(&mut lanes, 3 * SECOND, &disk);
+    let (first, rest) = sent.split_first().expect("sent");
+    ack(&mut lanes, 3 * SECOND, &first.2);
+    lanes.committed(4 * SECOND, request.ticket, Err(StoreError::Io("broken".to_owned())));
+    for (_, _, block) in rest {
+        push(&mut lanes, 4 * SECOND, Class::Normal, 10);
+        ack(&mut lanes, 4 * SECOND, block);
+    }
+    commits(&mut lanes, 5 * SECOND, 20 * SECOND, &mut disk);
+    let left: Vec<u64> = disk.keys().map(|key| key.first_seq).collect();
+    assert!(left.iter().all(|&seq| seq >= 10), "acknowledged blocks are left on disk: {left:?}");
+    assert_eq!(lanes.safe()[2], lanes.counters(Class::Normal).records);
+}
+
+#[test]
+fn a_run_of_which_only_voids_are_left_is_named_and_forgotten_when_they_are_acknowledged() {
+    let key = BlockKey { lane: Class::Normal, epoch: Epoch(4), first_seq: 10 };
+    let void = Void { key, last_seq: 19, reason: VoidReason::Expired };
+    let mut lanes = Lanes::new(0, Epoch(9), [policy(Durability::Disk); 4], LIMITS, &[], &[void]);
+    assert_eq!(lanes.held_epochs(), [Epoch(4)]);
+    assert_eq!(lanes.take_voids_to_send(), [void]);
+    lanes.ack(SECOND, Class::Normal, Epoch(4), 10..=19);
+    assert_eq!((lanes.void_count(), lanes.held_epochs()), (0, vec![]));
+    let request = lanes.commit(SECOND + TIDY_WAIT_US).expect("the disk may forget it");
+    assert_eq!(request.voids_acked, [key]);
+}
+
+#[test]
+fn queues_do_not_grow_with_the_length_of_an_outage() {
+    let mut lanes = all(Durability::Through);
+    let mut disk = BTreeMap::new();
+    for step in 0..2_000 {
+        push(&mut lanes, step * 100_000, Class::Normal, 2_000);
+        commits(&mut lanes, step * 100_000, step * 100_000, &mut disk);
+    }
+    let lane = &lanes.lanes[2];
+    assert!(
+        lane.blocks.len() > 400 && lane.live.len() + lane.to_write.len() < 10,
+        "{} {}",
+        lane.live.len(),
+        lane.to_write.len()
+    );
+}
