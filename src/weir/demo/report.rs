@@ -201,7 +201,7 @@ impl Report {
         writeln!(f, "link     {:.1} s down; {wire} sent for {payload} of payload ({share:.0} %)", self.outage_s)?;
         let right = self.accuracy.map_or(String::new(), |share| format!(", {:.0} % right", 100.0 * share));
         let (verdicts, windows) = (grouped(self.inferred), grouped(self.windows));
-        writeln!(f, "model    {verdicts} verdicts by {}{right}; {windows} unsure ones with their raw window", self.backend)?;
+        writeln!(f, "model    {verdicts} verdicts by {}{right}; {windows} unsure, raw window sent", self.backend)?;
         writeln!(f, "cloud    {} records", grouped(total.stored))?;
         for (count, what) in [
             (self.held, "records still on the box: the link was too slow to empty it"),
@@ -309,7 +309,9 @@ mod tests {
 
     #[test]
     fn the_page_says_first_what_went_wrong() {
-        let mut report = Report { ok: true, ..Report::default() };
+        let mut report = Report { ok: true, accuracy: Some(1.0), inferred: 1_234_567, windows: 123_456, ..Report::default() };
+        report.backend = "rten".to_owned();
+        (report.total.published, report.total.payload_bytes, report.wire_bytes) = (98_765_432, 1 << 30, 1 << 29);
         assert!(report.to_string().starts_with("Nothing lost, nothing doubled"));
         assert!(report.to_string().lines().all(|line| line.len() <= 80), "{report}");
         (report.ok, report.total.lost) = (false, 3);

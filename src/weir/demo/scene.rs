@@ -14,6 +14,8 @@ use crate::link::relay::RelayStats;
 const RATE_LOOKS: usize = 5;
 /// Verdicts and events remembered; no terminal shows more.
 const LINES_MAX: usize = 100;
+/// Records that go to disk after so long without are told of again.
+const SPILL_QUIET: Duration = Duration::from_secs(3);
 /// A backlog of at least so many records is worth an event when it is gone.
 const BACKLOG_RECORDS_MIN: u64 = 50;
 
@@ -70,6 +72,7 @@ pub(super) struct Director {
     looks: VecDeque<(Duration, [u64; 4])>,
     down_since: Option<Duration>,
     has_backlog: bool,
+    spilled_at: Option<Duration>,
 }
 
 impl Director {
@@ -92,7 +95,7 @@ impl Director {
             events: VecDeque::new(),
             peaks: [0; 4],
         };
-        Director { scene, looks: VecDeque::new(), down_since: None, has_backlog: false }
+        Director { scene, looks: VecDeque::new(), down_since: None, has_backlog: false, spilled_at: None }
     }
 
     pub(super) fn scene(&self) -> &Scene {
@@ -168,7 +171,7 @@ impl Director {
             match (was_up, uplink.up) {
                 (false, true) => self.event(format!("{} is up", uplink.name)),
                 (true, false) => {
-                    let reason = uplink.last_down.as_deref().unwrap_or("closed");
+                    let reason = uplink.last_down.as_deref().unwrap_or("closed").replace("no word from the cloud", "silent");
                     self.event(format!("{} is down: {reason}", uplink.name));
                 }
                 _ => {}
@@ -180,8 +183,12 @@ impl Director {
             }
         }
         let spilled = |status: &Status| status.lanes.iter().map(|lane| lane.spilled).sum::<u64>();
-        if spilled(before) == 0 && spilled(&now) > 0 {
-            self.event("acks are late: records go to disk".to_owned());
+        if spilled(&now) > spilled(before) {
+            // Told again only after a time without.
+            if self.spilled_at.is_none_or(|at| at + SPILL_QUIET < self.scene.elapsed) {
+                self.event("acks are late: records go to disk".to_owned());
+            }
+            self.spilled_at = Some(self.scene.elapsed);
         }
         if now.disk_full && !before.disk_full {
             self.event("disk is FULL: sensors are held back".to_owned());
