@@ -63,10 +63,13 @@ impl Process {
     pub(crate) fn get(&self, path: &str) -> anyhow::Result<String> {
         let mut stream = TcpStream::connect(self.admin)?;
         stream.set_read_timeout(Some(Duration::from_secs(5)))?;
-        write!(stream, "GET {path} HTTP/1.1\r\nHost: bench\r\nConnection: close\r\n\r\n")?;
+        write!(stream, "GET {path} HTTP/1.0\r\nHost: localhost\r\n\r\n")?;
         let mut answer = String::new();
         stream.read_to_string(&mut answer)?;
         let (_, body) = answer.split_once("\r\n\r\n").context("no HTTP answer")?;
+        if !answer.starts_with("HTTP/1.0 200") {
+            bail!("{path}: {answer}");
+        }
         Ok(body.to_owned())
     }
 
