@@ -281,6 +281,10 @@ impl Store {
         if requests.iter().all(|request| request.is_empty()) && !self.is_meta_due(time) {
             return Ok(self.stats(start, bytes_before, syncs_before, false));
         }
+        if self.full_limit.is_some() {
+            // Others may have made room meanwhile, and nothing be left here to delete.
+            self.restore_reserve();
+        }
         match self.attempt(requests, time) {
             Ok(()) => {}
             Err(Fault::OverLimit) => return Err(StoreError::Full),

@@ -492,6 +492,17 @@ fn reserve_comes_back_when_there_is_room() {
 }
 
 #[test]
+fn puts_go_on_when_others_make_room_on_a_full_disk() {
+    let disk = MemoryDisk::default();
+    let (mut store, _) = open_limited(&disk, 4 << 20, 256 << 10);
+    let mut lane = Lane::new(Class::Normal, 1);
+    fill(&mut store, &mut lane);
+    disk.limit(8 << 20, 256 << 10);
+    // Nothing is deleted, because the link is down.
+    store.commit(&puts(vec![lane.next_block(12_000)]), now(1)).expect("there is room again");
+}
+
+#[test]
 fn commit_after_an_io_error_works_on_the_reopened_file() {
     let disk = MemoryDisk::default();
     let (mut store, _) = open_disk(&disk);
