@@ -96,7 +96,7 @@ impl Scenario {
         });
         let target = rng.pick(&[1_000, 4_000, 16_000, 64_000]);
         let limits = LanesLimits {
-            memory_bytes: (target as u64 * rng.pick(&[4, 8, 64])).max(40_000),
+            memory_bytes: (target as u64 * rng.pick(&[4, 8, 64])).max(6_000),
             block_target_bytes: target,
             early_commit_bytes_per_day: rng.pick(&[0, 1 << 30, 20 << 30]),
         };

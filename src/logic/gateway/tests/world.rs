@@ -1,6 +1,6 @@
 //! Everything around one gateway, on virtual time: clients, disk, models, links and the cloud.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use bytes::Bytes;
 
@@ -83,7 +83,47 @@ pub(super) struct Tally {
     pub(super) pubacks: u64,
 }
 
+/// What a seed led to, by the gateway's counters.
+#[derive(Debug, Default, Clone, Copy)]
+pub(super) struct Covered {
+    pub(super) runs: u64,
+    pub(super) evicted: u64,
+    pub(super) expired: u64,
+    pub(super) spilled: u64,
+    pub(super) repeated: u64,
+    pub(super) commit_failures: u64,
+    pub(super) backlog_blocks: u64,
+    pub(super) load_failures: u64,
+    pub(super) times_full: u64,
+    pub(super) resent: u64,
+}
+
+impl Covered {
+    pub(super) fn add(&mut self, mut other: Covered) {
+        for (mine, theirs) in self.fields().into_iter().zip(other.fields()) {
+            *mine.1 += *theirs.1;
+        }
+    }
+
+    /// Each with its name.
+    pub(super) fn fields(&mut self) -> [(&'static str, &mut u64); 10] {
+        [
+            ("runs", &mut self.runs),
+            ("evicted", &mut self.evicted),
+            ("expired", &mut self.expired),
+            ("spilled", &mut self.spilled),
+            ("repeated", &mut self.repeated),
+            ("commit failures", &mut self.commit_failures),
+            ("backlog blocks", &mut self.backlog_blocks),
+            ("load failures", &mut self.load_failures),
+            ("times full", &mut self.times_full),
+            ("resent", &mut self.resent),
+        ]
+    }
+}
+
 pub(super) struct World {
+    pub(super) covered: Covered,
     pub(super) now: u64,
     scenario: Scenario,
     rng: Rng,
@@ -112,7 +152,7 @@ pub(super) struct World {
     acked: BTreeMap<u64, Epoch>,
     sends: BTreeMap<u64, u32>,
     /// PUBACKs that only voids explain.
-    excused: BTreeMap<(Epoch, Class), u64>,
+    excused: BTreeMap<(Epoch, Class), BTreeSet<u64>>,
     crashed: Vec<Epoch>,
     stopping: bool,
 }
@@ -124,6 +164,7 @@ impl World {
         let clients: Vec<_> = scenario.clients.iter().enumerate().map(|(index, &plan)| Client::new(index, plan)).collect();
         let links = (0..scenario.uplinks).map(|_| Link::default()).collect();
         let mut world = World {
+            covered: Covered::default(),
             now: 5_000_000,
             rng,
             events: BTreeMap::new(),
@@ -237,6 +278,7 @@ impl World {
             Ev::Committed { run } if run == self.run => self.committed(),
             Ev::Loaded { run, key } if run == self.run => {
                 if self.loads_fail > 0 && self.rng.percent(70) {
+                    self.covered.load_failures += 1;
                     self.input(Input::LoadFailed { key });
                 } else {
                     let block = self.store.load(key);
@@ -302,8 +344,25 @@ impl World {
         self.outputs(None);
     }
 
+    /// Adds what this run of the gateway counted.
+    pub(super) fn count(&mut self) {
+        let Some(gateway) = &self.gateway else { return };
+        let covered = &mut self.covered;
+        covered.runs += 1;
+        covered.commit_failures += gateway.lanes().commit_failures();
+        covered.times_full += gateway.ingest().counters().full;
+        for class in Class::ALL {
+            let counters = gateway.lanes().counters(class);
+            covered.evicted += counters.evicted;
+            covered.expired += counters.expired;
+            covered.spilled += counters.spilled;
+            covered.repeated += counters.repeated_blocks;
+        }
+    }
+
     /// The process is gone, and all its sockets with it.
     fn end(&mut self, killed: bool) {
+        self.count();
         self.gateway = None;
         self.run += 1;
         if let Some(request) = self.committing.take()
@@ -562,9 +621,11 @@ impl World {
             voided.insert(first..=last);
         }
         let excused = self.excused.entry((self.epoch, lane)).or_default();
-        *excused += 1;
+        // A record that was given up while it was on its way may have arrived nevertheless.
+        excused.retain(|id| !self.cloud.ids.contains_key(id));
+        excused.insert(id);
         assert!(
-            *excused <= voided.len(),
+            excused.len() as u64 <= voided.len(),
             "message {id} of {lane:?} got its PUBACK at {} and is neither stored nor given up",
             self.now
         );
@@ -577,6 +638,7 @@ impl World {
             match heard {
                 Heard::Connack => {
                     let packets = self.clients[index].resend();
+                    self.covered.resent += packets.len() as u64;
                     self.client_sends(index, packets);
                 }
                 Heard::Puback(id) => {
@@ -672,6 +734,7 @@ impl World {
 
     fn send_block(&mut self, uplink: usize, flow: LaneStream, block: Bytes) {
         self.tally.sent_blocks += 1;
+        self.covered.backlog_blocks += u64::from(flow.backlog);
         let class = flow.lane;
         let gateway = self.gateway.as_ref().expect("it has just spoken");
         let (credits, under_way) =
