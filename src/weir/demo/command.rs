@@ -1,5 +1,6 @@
 //! `weir demo` as a command: its flags, its signals, and the page at the end.
 
+use std::fs::File;
 use std::io::{self, Write as _};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -11,7 +12,7 @@ use weir_host::shutdown::{self, ShutdownTrigger};
 use weir_host::units;
 use weir_infer::Backend;
 
-use super::{DemoError, Mode, Options, Report, Show, run, terminal};
+use super::{DemoError, Mode, Options, Report, Show, run, setup, terminal};
 
 /// Flags of `weir demo`.
 #[derive(Debug, Clone, clap::Args)]
@@ -31,7 +32,7 @@ pub struct DemoArgs {
     #[arg(long, default_value_t = 1)]
     seed: u64,
     /// How much faster than life
-    #[arg(long, default_value_t = 8.0)]
+    #[arg(long, default_value_t = 8.0, allow_negative_numbers = true)]
     speed: f64,
     /// What runs the model: ort (see `weir runtime fetch`), rten (built in), or auto
     #[arg(long, default_value = "auto")]
@@ -72,6 +73,12 @@ pub fn execute(args: &DemoArgs) -> anyhow::Result<ExitCode> {
         show: if args.plain { Show::Lines } else { Show::Picture },
         drain_limit: Duration::from_secs(60).max(args.publish_for.as_std()),
     };
+    // Refused now rather than after a minute.
+    let create = |path: &PathBuf| match File::create(path) {
+        Ok(file) => Ok((path.clone(), file)),
+        Err(err) => Err(err).with_context(|| format!("cannot write {}", path.display())),
+    };
+    let json = args.json.as_ref().map(create).transpose()?;
     let (trigger, interrupt) = shutdown::channel();
     hear_signals(trigger)?;
     let report = match run(&options, &interrupt) {
@@ -84,9 +91,9 @@ pub fn execute(args: &DemoArgs) -> anyhow::Result<ExitCode> {
         }
         Err(err) => return Err(err.into()),
     };
-    if let Some(path) = &args.json {
-        let text = serde_json::to_string_pretty(&report)?;
-        std::fs::write(path, text + "\n").with_context(|| format!("cannot write {}", path.display()))?;
+    if let Some((path, mut file)) = json {
+        let text = serde_json::to_string_pretty(&report)? + "\n";
+        file.write_all(text.as_bytes()).with_context(|| format!("cannot write {}", path.display()))?;
     }
     writeln!(io::stdout(), "\n{report}\n{}", where_next(args, &report))?;
     Ok(if report.ok { ExitCode::SUCCESS } else { ExitCode::FAILURE })
@@ -129,6 +136,7 @@ fn hear_signals(trigger: ShutdownTrigger) -> anyhow::Result<()> {
                 trigger.request();
                 if is_second {
                     terminal::give_back();
+                    setup::remove_temporary();
                     std::process::exit(EXIT_INTERRUPTED);
                 }
             }

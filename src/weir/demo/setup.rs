@@ -8,7 +8,7 @@ use std::fs;
 use std::io;
 use std::net::{SocketAddr, UdpSocket};
 use std::path::{Path, PathBuf};
-use std::sync::mpsc;
+use std::sync::{Mutex, PoisonError, mpsc};
 use std::thread::JoinHandle;
 
 use tokio::sync::watch;
@@ -33,6 +33,17 @@ const MODEL_FILES: [(&str, &[u8]); 2] = [
 /// Name of the box, in its certificate and in every row.
 pub(super) const GATEWAY: &str = "demo-box";
 
+/// The latest temporary folder, for an end without unwinding.
+static TEMPORARY: Mutex<Option<PathBuf>> = Mutex::new(None);
+
+/// Removes the temporary folder of a run that is being broken off.
+pub(super) fn remove_temporary() {
+    if let Some(path) = TEMPORARY.lock().unwrap_or_else(PoisonError::into_inner).take() {
+        // What still runs may write to it; the rest is for whoever cleans the folder of temporary files.
+        let _ = fs::remove_dir_all(path);
+    }
+}
+
 /// The files of a run; a temporary folder unless it is to be kept.
 #[derive(Debug)]
 pub(super) struct Folder {
@@ -46,7 +57,9 @@ impl Folder {
         let Some(keep) = keep else {
             let temporary = tempfile::Builder::new().prefix("weir-demo-").tempdir();
             let temporary = temporary.map_err(|source| DemoError::Folder { path: std::env::temp_dir(), source })?;
-            return Ok(Folder { path: temporary.path().to_owned(), _temporary: Some(temporary) });
+            let path = temporary.path().to_owned();
+            TEMPORARY.lock().unwrap_or_else(PoisonError::into_inner).clone_from(&Some(path.clone()));
+            return Ok(Folder { path, _temporary: Some(temporary) });
         };
         let refused = |source| DemoError::Folder { path: keep.to_owned(), source };
         fs::create_dir_all(keep).map_err(refused)?;
