@@ -20,7 +20,7 @@ use rng::Rng;
 use scenario::{Scenario, Trouble};
 use world::{Covered, World};
 
-const SEEDS: u64 = 320;
+const SEEDS: u64 = 400;
 const SHARDS: u64 = 4;
 
 /// Ids of the messages in a block.
