@@ -1,10 +1,14 @@
 //! Integration tests over real processes and sockets.
 #![expect(clippy::print_stdout, reason = "a test prints its seed and its figures, and what it skips")]
 
+mod access;
 mod conservation;
 mod demo;
+mod full_disk;
+mod oracle;
 mod purity;
 mod restarts;
+mod start;
 
 use std::path::{Path, PathBuf};
 

@@ -180,9 +180,8 @@ fn a_kill_costs_folded_samples_of_the_last_moments_only() {
     site.stop_edge();
     let verdict = oracle::examine(&reports, &site.database(), Some(&site.buffer()));
     verdict.assert_conserved();
-    let is_late = |sent: &&weir_tests::support::publisher::Sent| {
-        sent.acked.is_some_and(|(at, _)| at <= killed && at + moments > killed)
-    };
+    let is_late =
+        |sent: &&weir_tests::support::publisher::Sent| sent.acked.is_some_and(|(at, _)| at <= killed && at + moments > killed);
     let late = reports.iter().flat_map(|report| &report.sent).filter(is_late).count() as u64;
     println!("{late} acknowledged within {moments:?} before the kill: {verdict}");
     assert!(verdict.folded_stored + late >= verdict.folded_acked, "{verdict}");
@@ -281,7 +280,8 @@ fn what_a_full_lane_gives_up_is_told_and_nothing_else_is_gone() {
 #[test]
 fn both_versions_of_the_protocol_see_their_acknowledgements_in_order_while_records_become_safe_out_of_order() {
     // Lanes become safe at different times: one waits for the disk, one for the cloud, one for nothing.
-    let lanes = "[lane.critical]\ndurability = \"disk\"\n[lane.high]\ndurability = \"through\"\n[lane.bulk]\ndurability = \"memory\"\n";
+    let lanes =
+        "[lane.critical]\ndurability = \"disk\"\n[lane.high]\ndurability = \"through\"\n[lane.bulk]\ndurability = \"memory\"\n";
     let mut plan = Plan::new("disk", "");
     plan.tables = format!("{MIXED_STREAMS}\n{lanes}");
     let mut site = Site::started(binaries(), plan);

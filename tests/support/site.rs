@@ -243,7 +243,8 @@ impl Site {
 
     /// The command that runs the box.
     pub fn edge_command(&self) -> Command {
-        let mut words = self.edge_prefix.iter().map(String::as_str).chain([self.binaries.edge.to_str().expect("its path is text")]);
+        let mut words =
+            self.edge_prefix.iter().map(String::as_str).chain([self.binaries.edge.to_str().expect("its path is text")]);
         let mut command = Command::new(words.next().expect("the binary at least"));
         command.args(words).arg("run").arg("--config").arg(self.dir().join("edge.toml"));
         command.envs(self.edge_env.iter().map(|(key, value)| (key, value)));
@@ -337,8 +338,19 @@ impl Site {
         let deadline = Instant::now() + DRAIN_LIMIT;
         while self.edge_holds() != Some(0) {
             let is_late = Instant::now() > deadline;
-            assert!(!is_late, "the box does not deliver all it holds: {:#}", self.edge_status().unwrap_or_default());
+            assert!(!is_late, "the box does not deliver all it holds");
             std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+}
+
+impl Drop for Site {
+    #[expect(clippy::print_stderr, reason = "a failed test shows what the box thinks")]
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let (status, edge, cloud) = (self.edge_status(), self.edge_health(), self.cloud_health());
+            eprintln!("--- status of the box: {}", status.unwrap_or_default());
+            eprintln!("--- health of the box: {edge:?}, of the cloud: {cloud:?}");
         }
     }
 }
