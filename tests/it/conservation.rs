@@ -23,6 +23,8 @@ struct Chaos {
     random: Random,
     edge_kills: u64,
     cloud_kills: u64,
+    /// Stops of the box in good order, in between.
+    stops: u64,
     outages: u64,
 }
 
@@ -32,7 +34,7 @@ impl Chaos {
         (plan.link, plan.seed) = (LOSSY, seed);
         let site = Site::started(binaries(), plan);
         let sensors = WINDOWS.iter().enumerate().map(|(client, &window)| sensor(&site, client, window).start()).collect();
-        Chaos { site, sensors, random: Random::new(seed), edge_kills: 0, cloud_kills: 0, outages: 0 }
+        Chaos { site, sensors, random: Random::new(seed), edge_kills: 0, cloud_kills: 0, stops: 0, outages: 0 }
     }
 
     /// Kills box or cloud at a random moment, and starts it again; now and then the link is cut meanwhile.
@@ -44,6 +46,12 @@ impl Chaos {
             let is_down = self.random.chance(50);
             self.site.cut_link(is_down);
             self.outages += u64::from(is_down);
+        }
+        if self.random.chance(15) {
+            self.site.await_both();
+            self.site.stop_edge();
+            self.site.launch_edge();
+            self.stops += 1;
         }
         self.pass(0, 600);
         // Some kills hit both, or a process that has only just begun.
@@ -106,10 +114,10 @@ impl Chaos {
         let verdict = oracle::examine(&reports, &self.site.database(), Some(&self.site.buffer()));
         let connects: u64 = reports.iter().map(|report| report.connects).sum();
         println!(
-            "{} kills of the box, {} of the cloud, {} outages, {connects} connections\n{verdict}",
-            self.edge_kills, self.cloud_kills, self.outages
+            "{} kills of the box, {} of the cloud, {} stops, {} outages, {connects} connections\n{verdict}",
+            self.edge_kills, self.cloud_kills, self.stops, self.outages
         );
-        let limit = self.edge_kills * WINDOWS.iter().sum::<usize>() as u64;
+        let limit = (self.edge_kills + self.stops) * WINDOWS.iter().sum::<usize>() as u64;
         assert!(verdict.resent <= limit, "resent {} of at most {limit}\n{verdict}", verdict.resent);
         assert!(verdict.acked > 500 && verdict.stored > 300, "the run was long enough to mean something\n{verdict}");
         verdict

@@ -9,6 +9,7 @@ mod oracle;
 mod purity;
 mod restarts;
 mod start;
+mod verdicts;
 
 use std::path::{Path, PathBuf};
 

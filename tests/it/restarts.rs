@@ -118,6 +118,31 @@ fn sigterm_loses_nothing_and_ends_well_in_a_few_seconds() {
     }
 }
 
+#[test]
+fn restarts_in_good_order_cost_senders_at_most_their_windows_again() {
+    let mut site = Site::started(binaries(), Plan::new("through", MIXED_STREAMS));
+    let sensors: Vec<Running> = (0..2)
+        .map(|client| {
+            let mut sensor = mixed_sensor(&site, client, u32::MAX);
+            sensor.per_s = 400;
+            sensor.start()
+        })
+        .collect();
+    for _ in 0..3 {
+        await_acks(&sensors, 200);
+        site.stop_edge();
+        site.start_edge();
+    }
+    await_acks(&sensors, 200);
+    let reports = finish(sensors);
+    site.drain();
+    site.stop_edge();
+    let verdict = oracle::examine(&reports, &site.database(), Some(&site.buffer()));
+    println!("{verdict}");
+    verdict.assert_conserved();
+    assert!(verdict.resent <= 3 * 2 * 100, "{verdict}");
+}
+
 /// Three devices whose samples are folded, at so many messages a second each.
 fn folding_sensors(site: &Site, count: u32, per_s: u32) -> Vec<Running> {
     let start_ms = 1_790_000_000_000;

@@ -200,6 +200,23 @@ fn a_missing_or_corrupt_model_is_told_and_everything_else_goes_on() {
     }
 }
 
+#[test]
+fn without_the_native_library_the_embedded_engine_runs_or_the_log_says_what_to_do() {
+    let manifest = Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/watch-small.toml");
+    for (backend, words) in [
+        ("ort", ["model is not loaded; its streams go on without it", "correct the path"]),
+        ("auto", ["running on the embedded engine", "model is loaded"]),
+    ] {
+        let mut plan = with_model(&manifest);
+        let infer = format!("backend = \"{backend}\"\nlibrary = \"/nowhere/libonnxruntime.so\"");
+        plan.tables = plan.tables.replace("backend = \"rten\"", &infer);
+        let mut site = Site::started(binaries(), plan);
+        let log = site.edge_log();
+        assert!(words.iter().all(|word| log.contains(word)), "{backend}: {words:?} in\n{log}");
+        assert_works(&mut site);
+    }
+}
+
 /// Starts a box on a buffer that cannot be used, and checks that it says so and works; returns where the file is kept.
 fn assert_quarantined(site: &mut Site, word: &str) -> PathBuf {
     site.start_cloud();
