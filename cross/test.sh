@@ -24,7 +24,7 @@ limit_s=${WEIR_CROSS_TIMEOUT_S:-1200}
 # Fewer random cases than on the host, which runs them all: here it is the processor that is tested.
 export PROPTEST_CASES=${PROPTEST_CASES:-32}
 
-timeout --foreground "$limit_s" cargo test --release --locked --target "$TARGET" "${crates[@]/#/-p}" --tests -- \
+timeout --foreground "$limit_s" cargo test --release --locked --target "$TARGET" "${crates[@]/#/-p}" --lib --test it -- \
     "${skipped[@]/#/--skip=}" "$@" || {
     status=$?
     [ $status -ne 124 ] || say "the tests did not end within $limit_s s"
