@@ -9,7 +9,7 @@ use weir_host::shutdown;
 
 fn demo(options: &Options) -> Report {
     let (_trigger, interrupt) = shutdown::channel();
-    let report = run(options, &interrupt).unwrap();
+    let report = run(options, &interrupt).expect("the demo runs");
     println!("{report}");
     assert!(report.ok, "{:?}", report.findings);
     assert!(report.drained, "{} records were still held", report.held);

@@ -173,8 +173,8 @@ impl fmt::Display for Report {
         let total = &self.total;
         if self.ok {
             let published = grouped(total.published);
-            writeln!(f, "Nothing lost, nothing doubled, nothing missing: {published} messages accounted for,")?;
-            writeln!(f, "each by its id and by what was sent, not by Weir's own counters.")?;
+            writeln!(f, "Nothing lost, nothing doubled, nothing missing: {published} messages")?;
+            writeln!(f, "accounted for, each by its id and by what was sent, not by Weir's own counters.")?;
         } else {
             let ClassReport { lost, doubled, missing, wrong, .. } = total;
             writeln!(f, "NOT CONSERVED: {lost} lost, {doubled} doubled, {missing} missing, {wrong} wrong")?;
@@ -201,7 +201,7 @@ impl Report {
         writeln!(f, "link     {:.1} s down; {wire} sent for {payload} of payload ({share:.0} %)", self.outage_s)?;
         let right = self.accuracy.map_or(String::new(), |share| format!(", {:.0} % right", 100.0 * share));
         let (verdicts, windows) = (grouped(self.inferred), grouped(self.windows));
-        writeln!(f, "model    {verdicts} verdicts by {}{right}; {windows} unsure, raw window sent", self.backend)?;
+        writeln!(f, "model    {verdicts} verdicts by {}{right}; {windows} unsure, sent raw", self.backend)?;
         writeln!(f, "cloud    {} records", grouped(total.stored))?;
         for (count, what) in [
             (self.held, "records still on the box: the link was too slow to empty it"),
