@@ -29,9 +29,9 @@ struct Chaos {
 }
 
 impl Chaos {
-    fn new(mode: &str, seed: u64) -> Chaos {
+    fn new(mode: &str, buffer: &str, seed: u64) -> Chaos {
         let mut plan = Plan::new(mode, MIXED_STREAMS);
-        (plan.link, plan.seed) = (LOSSY, seed);
+        (plan.link, plan.seed, plan.buffer) = (LOSSY, seed, buffer.to_owned());
         let site = Site::started(binaries(), plan);
         let sensors = WINDOWS.iter().enumerate().map(|(client, &window)| sensor(&site, client, window).start()).collect();
         Chaos { site, sensors, random: Random::new(seed), edge_kills: 0, cloud_kills: 0, stops: 0, outages: 0 }
@@ -132,10 +132,10 @@ fn sensor(site: &Site, client: usize, window: usize) -> Sensor {
 }
 
 /// Runs with kills in a mode; the seed replays it as far as time does.
-fn under_kills(mode: &str, default_kills: u64, default_seed: u64) -> Verdict {
+fn under_kills(mode: &str, buffer: &str, default_kills: u64, default_seed: u64) -> Verdict {
     let (kills, seed) = (number("WEIR_KILLS", default_kills), seed(default_seed));
     println!("WEIR_SEED={seed} WEIR_KILLS={kills} {mode}");
-    let mut chaos = Chaos::new(mode, seed);
+    let mut chaos = Chaos::new(mode, buffer, seed);
     while chaos.edge_kills + chaos.cloud_kills < kills {
         chaos.kill();
     }
@@ -146,15 +146,20 @@ fn under_kills(mode: &str, default_kills: u64, default_seed: u64) -> Verdict {
 
 #[test]
 fn in_disk_mode_nothing_is_lost_or_doubled_under_kills_outages_and_loss() {
-    under_kills("disk", 15, 0xd15c).assert_conserved();
+    under_kills("disk", "", 15, 0xd15c).assert_conserved();
 }
 
 #[test]
 fn in_through_mode_nothing_is_lost_or_doubled_under_kills_outages_and_loss() {
-    under_kills("through", 15, 0x7470).assert_conserved();
+    under_kills("through", "", 15, 0x7470).assert_conserved();
+}
+
+#[test]
+fn with_hardly_any_memory_nothing_is_lost_or_doubled_under_kills() {
+    under_kills("through", "memory = \"40KiB\"\nblock_target = \"4KiB\"", 10, 0x4a2d).assert_conserved();
 }
 
 #[test]
 fn in_memory_mode_nothing_is_doubled_or_missing_under_kills() {
-    under_kills("memory", 6, 0x3e30).assert_sound();
+    under_kills("memory", "", 6, 0x3e30).assert_sound();
 }
