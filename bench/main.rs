@@ -8,6 +8,7 @@ mod path;
 mod process;
 mod publisher;
 mod site;
+mod size;
 
 use std::path::PathBuf;
 
@@ -27,6 +28,8 @@ enum Command {
     Path(path::Args),
     /// A long outage: flash written a day at low rates, memory while it lasts.
     Outage(outage::Args),
+    /// The gateway's binary and memory, with and without a model.
+    Size(size::Args),
     /// The gateway's process; used by the others.
     #[command(hide = true)]
     Edge {
@@ -45,6 +48,7 @@ fn main() -> anyhow::Result<()> {
     match Cli::parse().command {
         Command::Path(args) => path::run(&args),
         Command::Outage(args) => outage::run(&args),
+        Command::Size(args) => size::run(&args),
         Command::Edge { config } => process::edge(&config),
         Command::Cloud { config } => process::cloud(&config),
     }

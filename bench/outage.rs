@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
-use crate::publisher::{self, Task};
+use crate::publisher::{self, Payload, Task};
 use crate::site::{Setup, Site};
 
 /// Options of `weir-bench outage`.
@@ -61,7 +61,7 @@ fn measure(rate: f64, seconds: u64) -> anyhow::Result<Run> {
     let start = Instant::now();
     let messages = (rate * seconds as f64) as u64;
     let addr = site.mqtt;
-    let task = Task { index: 0, messages, inflight: 4_000, rate: Some(rate) };
+    let task = Task { index: 0, messages, inflight: 4_000, rate: Some(rate), payload: Payload::Json };
     let publisher = std::thread::spawn(move || publisher::run(addr, task, start));
     let mut pss_mib_at_fifth = site.edge.pss_mib()?;
     while !publisher.is_finished() {

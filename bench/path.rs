@@ -7,7 +7,7 @@ use anyhow::bail;
 use hdrhistogram::Histogram;
 use serde::Serialize;
 
-use crate::publisher::{self, Task};
+use crate::publisher::{self, Payload, Task};
 use crate::site::{Setup, Site};
 
 /// Options of `weir-bench path`.
@@ -86,8 +86,16 @@ fn measure(mode: &str, args: &Args, messages: u64, inflight: u16, rate: Option<f
         messages: messages / publishers,
         inflight,
         rate: rate.map(|rate| rate / publishers as f64),
+        payload: Payload::Json,
     });
-    let threads: Vec<_> = tasks.map(|task| std::thread::spawn({ let addr = site.mqtt; move || publisher::run(addr, task, start) })).collect();
+    let threads: Vec<_> = tasks
+        .map(|task| {
+            std::thread::spawn({
+                let addr = site.mqtt;
+                move || publisher::run(addr, task, start)
+            })
+        })
+        .collect();
     let mut pss_mib: f64 = edge_pss_idle_mib;
     while threads.iter().any(|thread| !thread.is_finished()) {
         std::thread::sleep(Duration::from_millis(250));
@@ -125,7 +133,7 @@ fn measure(mode: &str, args: &Args, messages: u64, inflight: u16, rate: Option<f
     })
 }
 
-fn wait_for_uplink(site: &Site) -> anyhow::Result<()> {
+pub(crate) fn wait_for_uplink(site: &Site) -> anyhow::Result<()> {
     let deadline = Instant::now() + Duration::from_secs(20);
     while site.edge.status()?["uplinks"][0]["up"] != true {
         if Instant::now() > deadline {
@@ -152,7 +160,9 @@ fn wait_for_rows(site: &Site, messages: u64) -> anyhow::Result<Instant> {
 }
 
 fn print(runs: &[Run]) {
-    println!("| mode | in flight | offered/s | stored/s | acked/s | edge CPU-s/M | cloud CPU-s/M | edge PSS MiB idle / load | wire B/msg | flash B/msg | PUBACK ms p50 / p99 / max |");
+    println!(
+        "| mode | in flight | offered/s | stored/s | acked/s | edge CPU-s/M | cloud CPU-s/M | edge PSS MiB idle / load | wire B/msg | flash B/msg | PUBACK ms p50 / p99 / max |"
+    );
     println!("| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |");
     for run in runs {
         let offered = run.offered_per_s.map_or("all".to_owned(), |rate| format!("{rate:.0}"));

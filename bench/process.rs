@@ -17,7 +17,7 @@ pub(crate) fn edge(config: &Path) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         let shutdown = shutdown::on_signals()?;
-        weir_edge::Edge::start(&config, weir_edge::bind(&config)?)?.run(shutdown).await;
+        Box::pin(weir_edge::Edge::start(&config, weir_edge::bind(&config)?)?.run(shutdown)).await;
         Ok(())
     })
 }
@@ -44,7 +44,8 @@ impl Process {
     /// Starts `weir-bench ROLE CONFIG` and waits until its admin endpoint answers.
     pub(crate) fn start(role: &str, config: &Path, admin: SocketAddr) -> anyhow::Result<Process> {
         let program = std::env::current_exe()?;
-        let child = Command::new(program).arg(role).arg(config).stdin(Stdio::null()).spawn().context("cannot start a process")?;
+        let child =
+            Command::new(program).arg(role).arg(config).stdin(Stdio::null()).spawn().context("cannot start a process")?;
         let mut process = Process { child, admin };
         let deadline = Instant::now() + Duration::from_secs(20);
         while process.get("/healthz").is_err() {

@@ -7,6 +7,15 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail};
 use hdrhistogram::Histogram;
 
+/// What a publisher sends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Payload {
+    /// 200 bytes of JSON.
+    Json,
+    /// 25 samples of 6 channels, packed `i16`.
+    Packed,
+}
+
 /// What one publisher is to do.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Task {
@@ -16,6 +25,7 @@ pub(crate) struct Task {
     pub(crate) inflight: u16,
     /// Messages a second; `None` for as fast as PUBACKs come.
     pub(crate) rate: Option<f64>,
+    pub(crate) payload: Payload,
 }
 
 /// What came of it.
@@ -34,7 +44,10 @@ pub(crate) fn run(addr: SocketAddr, task: Task, start: Instant) -> anyhow::Resul
     let mut stream = TcpStream::connect(addr)?;
     stream.set_nodelay(true)?;
     connect(&mut stream, task.index)?;
-    let topic = format!("bench/p{}", task.index);
+    let topic = match task.payload {
+        Payload::Json => format!("bench/p{}", task.index),
+        Payload::Packed => format!("motion/p{}", task.index),
+    };
     let mut sent_at = vec![start; usize::from(u16::MAX) + 1];
     let mut ack_us = Histogram::new_with_bounds(1, 600_000_000, 3)?;
     let (mut sent, mut acked, mut packet_id) = (0u64, 0u64, 0u16);
@@ -50,7 +63,13 @@ pub(crate) fn run(addr: SocketAddr, task: Task, start: Instant) -> anyhow::Resul
         while sent < due && sent - acked < u64::from(task.inflight) && out.len() < BATCH_LEN {
             packet_id = packet_id.checked_add(1).unwrap_or(1);
             sent_at[usize::from(packet_id)] = now;
-            message(&mut out, &topic, packet_id, sent, &mut noise);
+            noise ^= noise << 13;
+            noise ^= noise >> 7;
+            noise ^= noise << 17;
+            match task.payload {
+                Payload::Json => message(&mut out, &topic, packet_id, sent, noise),
+                Payload::Packed => packed(&mut out, &topic, packet_id, noise),
+            }
             sent += 1;
         }
         stream.write_all(&out)?;
@@ -101,16 +120,10 @@ fn connect(stream: &mut TcpStream, index: u32) -> anyhow::Result<()> {
 }
 
 /// Appends a PUBLISH with a payload of [`PAYLOAD_LEN`] bytes: JSON as a sensor sends it, with values that differ.
-fn message(out: &mut Vec<u8>, topic: &str, packet_id: u16, id: u64, noise: &mut u64) {
-    *noise ^= *noise << 13;
-    *noise ^= *noise >> 7;
-    *noise ^= *noise << 17;
-    let remaining = 2 + topic.len() + 2 + PAYLOAD_LEN;
-    out.extend_from_slice(&[0x32, (remaining % 128) as u8 | 0x80, (remaining / 128) as u8, 0, topic.len() as u8]);
-    out.extend_from_slice(topic.as_bytes());
-    out.extend_from_slice(&packet_id.to_be_bytes());
+fn message(out: &mut Vec<u8>, topic: &str, packet_id: u16, id: u64, noise: u64) {
+    head(out, topic, packet_id, PAYLOAD_LEN);
     let start = out.len();
-    let (a, b, c) = (*noise % 1_000, *noise / 1_000 % 10_000, *noise / 10_000_000 % 100_000);
+    let (a, b, c) = (noise % 1_000, noise / 1_000 % 10_000, noise / 10_000_000 % 100_000);
     // Writing to a Vec cannot fail.
     let _ = write!(
         out,
@@ -120,4 +133,21 @@ fn message(out: &mut Vec<u8>, topic: &str, packet_id: u16, id: u64, noise: &mut 
     );
     out.resize(start + PAYLOAD_LEN - 2, b'-');
     out.extend_from_slice(b"\"}");
+}
+
+/// Appends a PUBLISH with half a second of 6-axis motion.
+fn packed(out: &mut Vec<u8>, topic: &str, packet_id: u16, noise: u64) {
+    const VALUES: u64 = 25 * 6;
+    head(out, topic, packet_id, 2 * VALUES as usize);
+    for i in 0..VALUES {
+        let value = (noise.rotate_left(i as u32) % 2_000) as i16 - 1_000;
+        out.extend_from_slice(&value.to_le_bytes());
+    }
+}
+
+fn head(out: &mut Vec<u8>, topic: &str, packet_id: u16, payload_len: usize) {
+    let remaining = 2 + topic.len() + 2 + payload_len;
+    out.extend_from_slice(&[0x32, (remaining % 128) as u8 | 0x80, (remaining / 128) as u8, 0, topic.len() as u8]);
+    out.extend_from_slice(topic.as_bytes());
+    out.extend_from_slice(&packet_id.to_be_bytes());
 }

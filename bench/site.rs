@@ -74,11 +74,10 @@ payload = {{ format = "json", fields = ["/temperature", "/pressure", "/vibration
 listen.quic = "{quic}"
 admin.http = "{cloud_admin}"
 log.filter = "warn"
-store.path = "{0}/cloud.db"
+store.path = "cloud.db"
 gateways.enrolled = ["bench"]
-tls = {{ cert = "{0}/cloud.pem", key = "{0}/cloud.key", ca = "{0}/ca.pem" }}
-"#,
-                root.display()
+tls = {{ cert = "cloud.pem", key = "cloud.key", ca = "ca.pem" }}
+"#
             ),
         )?;
         let cloud = setup.with_cloud.then(|| Process::start("cloud", &cloud_config, cloud_admin)).transpose()?;

@@ -172,12 +172,23 @@ impl Default for Log {
 }
 
 impl Config {
-    /// Reads and checks a configuration file.
+    /// Reads and checks a configuration file. Its paths are relative to its folder; once read they are resolved.
     ///
     /// # Errors
     /// Every mistake in it.
     pub fn read(path: &Path) -> Result<Config, ConfigErrors> {
-        weir_host::config::read(path, check)
+        let folder = path.parent().unwrap_or(Path::new(""));
+        weir_host::config::read(path, check).map(|config| config.resolved(folder))
+    }
+
+    fn resolved(mut self, folder: &Path) -> Config {
+        let mut paths = vec![&mut self.tls.cert, &mut self.tls.key, &mut self.tls.ca, &mut self.store.path];
+        paths.extend(self.gateways.enrolled_file.as_mut());
+        paths.extend(self.admin.unix.as_mut());
+        for path in paths {
+            *path = folder.join(&*path);
+        }
+        self
     }
 
     /// Reads and checks a configuration; `file` is the name shown in messages.

@@ -120,8 +120,11 @@ impl Sockets {
 pub fn bind(config: &Config) -> Result<Sockets, StartError> {
     let listen = |addr| TcpListener::bind(addr).map_err(|source| StartError::Listen { addr, source });
     let mqtt = config.listen.iter().map(|entry| listen(entry.bind)).collect::<Result<_, _>>()?;
-    let uplinks =
-        config.uplink.iter().map(|uplink| quic::bind(uplink.local_addr(), uplink.interface.as_deref())).collect::<Result<_, _>>()?;
+    let uplinks = config
+        .uplink
+        .iter()
+        .map(|uplink| quic::bind(uplink.local_addr(), uplink.interface.as_deref()))
+        .collect::<Result<_, _>>()?;
     let http = Some(admin::bind_http(config.admin.http)?);
     let unix = config.admin.unix.as_deref().map(admin::bind_unix).transpose()?;
     Ok(Sockets { mqtt, uplinks, admin: AdminSockets { http, unix } })
@@ -168,8 +171,8 @@ impl Edge {
         }
         tracing::info!(blocks = opened.held.len(), voids = opened.voids.len(), took_ms = opened.open_ms, "buffer is open");
         let (store_events_tx, store_rx) = mpsc::channel(STORE_LEN);
-        let (store_thread, store_tx) =
-            StoreThread::spawn(store, STORE_LEN, store_events_tx).map_err(|source| StartError::System { what: "a thread", source })?;
+        let (store_thread, store_tx) = StoreThread::spawn(store, STORE_LEN, store_events_tx)
+            .map_err(|source| StartError::System { what: "a thread", source })?;
         let clock = clock(&opened, identity.as_ref());
         let now = moment(&clock);
         let epoch = Epoch(random()?);
@@ -254,7 +257,8 @@ struct Identity {
 /// Who we are: from the certificate if there is an uplink, else the name in the configuration.
 fn identity(config: &Config) -> Result<(Status, Option<Identity>), StartError> {
     let mut status = Status { software: SOFTWARE.to_owned(), ..Status::default() };
-    status.uplinks = config.uplink.iter().map(|uplink| UplinkStatus { name: uplink.name.clone(), ..Default::default() }).collect();
+    status.uplinks =
+        config.uplink.iter().map(|uplink| UplinkStatus { name: uplink.name.clone(), ..Default::default() }).collect();
     if config.uplink.is_empty() {
         status.gateway = config.gateway.name.clone().unwrap_or_default();
         return Ok((status, None));
@@ -307,8 +311,8 @@ fn start_models(config: &Config, infer_tx: &mpsc::Sender<InferBatch>) -> Result<
             // The driver has stopped: nobody waits for these.
             let _ = infer_tx.blocking_send(InferBatch { model: index, outcomes });
         });
-        let worker =
-            Worker::start(model, config.infer.worker_options(), sink).map_err(|source| StartError::System { what: "a thread", source })?;
+        let worker = Worker::start(model, config.infer.worker_options(), sink)
+            .map_err(|source| StartError::System { what: "a thread", source })?;
         workers.push(worker);
     }
     Ok((workers, infos))

@@ -4,6 +4,9 @@ use weir_host::admin::MetricsText;
 
 use crate::status::{LaneStatus, ModelStatus, Status, StreamStatus, UplinkStatus};
 
+/// Name, help and value of a metric that each part of one kind has.
+struct Each<T, V>(&'static str, &'static str, fn(&T) -> V);
+
 /// The text for `/metrics`.
 pub(crate) fn text(status: &Status) -> String {
     let mut out = MetricsText::new();
@@ -52,75 +55,77 @@ fn ingest(status: &Status, out: &mut MetricsText) {
 }
 
 fn streams(status: &Status, out: &mut MetricsText) {
-    let fates: [(&str, fn(&StreamStatus) -> u64); 7] = [
-        ("kept", |s| s.kept),
-        ("folded", |s| s.folded),
-        ("filtered", |s| s.filtered),
-        ("undecodable", |s| s.undecodable),
-        ("aggregate", |s| s.aggregates),
-        ("verdict", |s| s.verdicts),
-        ("window", |s| s.windows),
-    ];
+    let fates = |s: &StreamStatus| {
+        [
+            ("kept", s.kept),
+            ("folded", s.folded),
+            ("filtered", s.filtered),
+            ("undecodable", s.undecodable),
+            ("aggregate", s.aggregates),
+            ("verdict", s.verdicts),
+            ("window", s.windows),
+        ]
+    };
     let samples = status
         .streams
         .iter()
-        .flat_map(|stream| fates.map(|(fate, value)| ([("stream", stream.name.as_str()), ("fate", fate)], value(stream))));
+        .flat_map(|stream| fates(stream).map(|(fate, count)| ([("stream", stream.name.as_str()), ("fate", fate)], count)));
     out.counters("weir_stream_fates_total", "What became of messages, and what was recorded instead.", samples);
 }
 
 fn lanes(status: &Status, out: &mut MetricsText) {
-    let gauges: [(&str, &str, fn(&LaneStatus) -> f64); 5] = [
-        ("weir_lane_records_count", "Records held.", |l| l.records as f64),
-        ("weir_lane_bytes", "Bytes of blocks held.", |l| l.bytes as f64),
-        ("weir_lane_memory_bytes", "Bytes held in memory.", |l| l.memory_bytes as f64),
-        ("weir_lane_under_way_bytes", "Bytes sent and not acknowledged.", |l| l.under_way_bytes as f64),
-        ("weir_lane_oldest_seconds", "Age of the oldest record.", |l| l.oldest_age_us.unwrap_or(0) as f64 / 1e6),
+    let gauges: [Each<LaneStatus, f64>; 5] = [
+        Each("weir_lane_records_count", "Records held.", |l| l.records as f64),
+        Each("weir_lane_bytes", "Bytes of blocks held.", |l| l.bytes as f64),
+        Each("weir_lane_memory_bytes", "Bytes held in memory.", |l| l.memory_bytes as f64),
+        Each("weir_lane_under_way_bytes", "Bytes sent and not acknowledged.", |l| l.under_way_bytes as f64),
+        Each("weir_lane_oldest_seconds", "Age of the oldest record.", |l| l.oldest_age_us.unwrap_or(0) as f64 / 1e6),
     ];
-    for (name, help, value) in gauges {
+    for Each(name, help, value) in gauges {
         out.gauges(name, help, status.lanes.iter().map(|lane| ([("class", lane.class.as_str())], value(lane))));
     }
-    let counters: [(&str, &str, fn(&LaneStatus) -> u64); 8] = [
-        ("weir_lane_records_total", "Records taken in.", |l| l.records_total),
-        ("weir_lane_payload_bytes_total", "Payload bytes taken in.", |l| l.payload_bytes),
-        ("weir_lane_acked_total", "Records the cloud acknowledged.", |l| l.acked),
-        ("weir_lane_evicted_total", "Records evicted.", |l| l.evicted),
-        ("weir_lane_expired_total", "Records expired.", |l| l.expired),
-        ("weir_lane_corrupt_total", "Records whose block was unreadable.", |l| l.corrupt),
-        ("weir_lane_sent_bytes_total", "Bytes of blocks sent.", |l| l.sent_bytes),
-        ("weir_lane_spilled_total", "Records written to disk because an ack was late.", |l| l.spilled),
+    let counters: [Each<LaneStatus, u64>; 8] = [
+        Each("weir_lane_records_total", "Records taken in.", |l| l.records_total),
+        Each("weir_lane_payload_bytes_total", "Payload bytes taken in.", |l| l.payload_bytes),
+        Each("weir_lane_acked_total", "Records the cloud acknowledged.", |l| l.acked),
+        Each("weir_lane_evicted_total", "Records evicted.", |l| l.evicted),
+        Each("weir_lane_expired_total", "Records expired.", |l| l.expired),
+        Each("weir_lane_corrupt_total", "Records whose block was unreadable.", |l| l.corrupt),
+        Each("weir_lane_sent_bytes_total", "Bytes of blocks sent.", |l| l.sent_bytes),
+        Each("weir_lane_spilled_total", "Records written to disk because an ack was late.", |l| l.spilled),
     ];
-    for (name, help, value) in counters {
+    for Each(name, help, value) in counters {
         out.counters(name, help, status.lanes.iter().map(|lane| ([("class", lane.class.as_str())], value(lane))));
     }
 }
 
 fn uplinks(status: &Status, out: &mut MetricsText) {
-    let gauges: [(&str, &str, fn(&UplinkStatus) -> f64); 3] = [
-        ("weir_uplink_up", "1 while a session is up.", |u| f64::from(u8::from(u.up))),
-        ("weir_uplink_rtt_seconds", "Smoothed round trip.", |u| u.rtt_us as f64 / 1e6),
-        ("weir_uplink_cwnd_bytes", "Congestion window.", |u| u.cwnd_bytes as f64),
+    let gauges: [Each<UplinkStatus, f64>; 3] = [
+        Each("weir_uplink_up", "1 while a session is up.", |u| f64::from(u8::from(u.up))),
+        Each("weir_uplink_rtt_seconds", "Smoothed round trip.", |u| u.rtt_us as f64 / 1e6),
+        Each("weir_uplink_cwnd_bytes", "Congestion window.", |u| u.cwnd_bytes as f64),
     ];
-    for (name, help, value) in gauges {
+    for Each(name, help, value) in gauges {
         out.gauges(name, help, status.uplinks.iter().map(|uplink| ([("uplink", uplink.name.as_str())], value(uplink))));
     }
-    let counters: [(&str, &str, fn(&UplinkStatus) -> u64); 3] = [
-        ("weir_uplink_attempts_total", "Attempts to connect.", |u| u.attempts),
-        ("weir_uplink_sessions_total", "Sessions that came up.", |u| u.ups),
-        ("weir_uplink_downs_total", "Sessions that went down.", |u| u.downs),
+    let counters: [Each<UplinkStatus, u64>; 3] = [
+        Each("weir_uplink_attempts_total", "Attempts to connect.", |u| u.attempts),
+        Each("weir_uplink_sessions_total", "Sessions that came up.", |u| u.ups),
+        Each("weir_uplink_downs_total", "Sessions that went down.", |u| u.downs),
     ];
-    for (name, help, value) in counters {
+    for Each(name, help, value) in counters {
         out.counters(name, help, status.uplinks.iter().map(|uplink| ([("uplink", uplink.name.as_str())], value(uplink))));
     }
 }
 
 fn models(status: &Status, out: &mut MetricsText) {
-    let counters: [(&str, &str, fn(&ModelStatus) -> u64); 4] = [
-        ("weir_infer_windows_total", "Windows scored.", |m| m.rows),
-        ("weir_infer_errors_total", "Windows that failed.", |m| m.errors),
-        ("weir_infer_refused_total", "Windows refused because the queue was full.", |m| m.refused),
-        ("weir_infer_batches_total", "Batches run.", |m| m.batches),
+    let counters: [Each<ModelStatus, u64>; 4] = [
+        Each("weir_infer_windows_total", "Windows scored.", |m| m.rows),
+        Each("weir_infer_errors_total", "Windows that failed.", |m| m.errors),
+        Each("weir_infer_refused_total", "Windows refused because the queue was full.", |m| m.refused),
+        Each("weir_infer_batches_total", "Batches run.", |m| m.batches),
     ];
-    for (name, help, value) in counters {
+    for Each(name, help, value) in counters {
         out.counters(name, help, status.models.iter().map(|model| ([("model", model.name.as_str())], value(model))));
     }
 }

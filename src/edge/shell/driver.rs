@@ -11,6 +11,7 @@ use weir_infer::{Outcome, Request, Worker};
 use weir_logic::gateway::{Event, Gateway, Input, Output};
 use weir_logic::ingest::{ConnId, Moment, Verdict};
 use weir_logic::mqtt::AuthRefusal;
+use weir_logic::uplink::DownReason;
 
 use super::Message;
 use super::auth::Credentials;
@@ -198,12 +199,10 @@ impl Driver {
                 self.store.commit_failures += 1;
                 self.parts.gateway.handle(now, Input::Committed { ticket, result: Err(error) });
             }
-            StoreEvent::Loaded { key, block } => {
-                let block = block.unwrap_or_else(|err| {
-                    tracing::error!(?key, %err, "cannot read a block from the buffer");
-                    None
-                });
-                self.parts.gateway.handle(now, Input::Loaded { key, block });
+            StoreEvent::Loaded { key, block: Ok(block) } => self.parts.gateway.handle(now, Input::Loaded { key, block }),
+            StoreEvent::Loaded { key, block: Err(err) } => {
+                tracing::error!(?key, %err, "cannot read a block from the buffer; it is tried again");
+                self.parts.gateway.handle(now, Input::LoadFailed { key });
             }
         }
     }
@@ -313,6 +312,7 @@ impl Driver {
             Event::UplinkUp { uplink } => {
                 tracing::info!(uplink = self.parts.uplinks[usize::from(*uplink)].name, "uplink is up")
             }
+            Event::UplinkDown { reason: DownReason::Stopped, .. } => {}
             Event::UplinkDown { uplink, reason } => {
                 tracing::warn!(uplink = self.parts.uplinks[usize::from(*uplink)].name, %reason, "uplink is down");
             }

@@ -91,10 +91,10 @@ pub(crate) async fn run(
             }
             UplinkCommand::Disconnect => attempt = None,
             UplinkCommand::Control(bytes) => {
-                is_stuck = attempt.as_ref().is_some_and(|attempt| is_full(attempt.control_tx.try_send(bytes)));
+                is_stuck = attempt.as_ref().is_some_and(|attempt| is_full(&attempt.control_tx.try_send(bytes)));
             }
             UplinkCommand::Block { flow, block } => {
-                is_stuck = attempt.as_ref().is_some_and(|attempt| is_full(attempt.blocks_tx.try_send((flow, block))));
+                is_stuck = attempt.as_ref().is_some_and(|attempt| is_full(&attempt.blocks_tx.try_send((flow, block))));
             }
         }
         if std::mem::take(&mut is_stuck) {
@@ -109,7 +109,7 @@ pub(crate) async fn run(
 }
 
 /// True if the queue had no room. One that is closed belongs to a connection whose end is reported by itself.
-fn is_full<T>(sent: Result<(), mpsc::error::TrySendError<T>>) -> bool {
+fn is_full<T>(sent: &Result<(), mpsc::error::TrySendError<T>>) -> bool {
     matches!(sent, Err(mpsc::error::TrySendError::Full(_)))
 }
 

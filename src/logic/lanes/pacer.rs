@@ -23,8 +23,8 @@ const INTERVAL_MIN_US: u64 = 10_000;
 const INTERVAL_MAX_US: u64 = 1_000_000;
 /// The same for `critical`.
 const INTERVAL_CRITICAL_US: u64 = 250_000;
-/// Shortest silence that ends a burst: a few scheduler ticks of a busy box.
-const SILENCE_MIN_US: u64 = 5_000;
+/// Shortest silence that ends a burst: with less, a busy scheduler makes bursts of a steady stream of 2,000 messages/s.
+const SILENCE_MIN_US: u64 = 20_000;
 /// Silence of so many mean gaps ends a burst; a Poisson stream pauses so long once in e^8 = 3,000 messages.
 const SILENCE_GAPS: u64 = 8;
 /// Records of which the mean gap says something.

@@ -82,6 +82,9 @@ pub enum DownReason {
     /// What came is not the protocol.
     #[error("{0}")]
     Protocol(#[from] FrameError),
+    /// The box was asked to stop.
+    #[error("the box stops")]
+    Stopped,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -327,7 +330,7 @@ impl Session {
     /// Says goodbye and stays down; for shutdown.
     pub fn stop(&mut self, now_us: u64) {
         if !matches!(self.state, State::Waiting { .. }) {
-            self.hang_up(now_us, DownReason::Transport("shutting down".to_owned()));
+            self.hang_up(now_us, DownReason::Stopped);
         }
         self.state = State::Waiting { retry_us: u64::MAX };
     }

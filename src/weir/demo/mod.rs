@@ -6,7 +6,7 @@
 //! ```
 //!
 //! Box and cloud are the real ones, each on a thread with a runtime of its own, run by configuration files as an operator
-//! would write them. At the end [`oracle`] says what became of every message, by its own book-keeping.
+//! would write them. At the end `oracle` says what became of every message, by its own book-keeping.
 
 mod command;
 mod evidence;
