@@ -156,7 +156,10 @@ fn malformed() -> Vec<(&'static str, Vec<u8>)> {
 
 #[test]
 fn malformed_bytes_and_oversized_frames_end_their_own_connection_and_disturb_no_other() {
-    let mut site = Site::started(binaries(), Plan::new("through", MIXED_STREAMS));
+    let mut plan = Plan::new("through", MIXED_STREAMS);
+    // Some of it could still become a packet, and is waited for so long.
+    plan.tables += "[mqtt]\nconnect_timeout = \"1s\"\n";
+    let mut site = Site::started(binaries(), plan);
     let mut sensor = Sensor::new(site.mqtt(), "sensor-0", |n| script::mixed(0, n));
     (sensor.window, sensor.per_s) = (50, 400);
     let sensor = sensor.start();
