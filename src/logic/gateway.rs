@@ -181,7 +181,14 @@ pub enum Event {
         /// The uplink.
         uplink: u8,
     },
-    /// An uplink went down, or could not come up.
+    /// An uplink could not come up; it is tried again.
+    AttemptFailed {
+        /// The uplink.
+        uplink: u8,
+        /// Why.
+        reason: DownReason,
+    },
+    /// An uplink that was up went down.
     UplinkDown {
         /// The uplink.
         uplink: u8,
@@ -366,7 +373,7 @@ impl Gateway {
                     self.lanes.set_uplink_up(now_us, true);
                     self.outputs.push_back(Output::Event(Event::UplinkUp { uplink }));
                 }
-                SessionOutput::Failed(reason) => self.outputs.push_back(Output::Event(Event::UplinkDown { uplink, reason })),
+                SessionOutput::Failed(reason) => self.outputs.push_back(Output::Event(Event::AttemptFailed { uplink, reason })),
                 SessionOutput::Down(reason) => {
                     self.lanes.session_lost(uplink);
                     let up = self.uplinks.iter().any(Session::is_up);

@@ -89,28 +89,21 @@ fn report_cloud(file: &Path, out: &mut dyn Write) -> io::Result<bool> {
     }
 }
 
-/// Tables that only one side has; `listen` is a list on the box and a table in the cloud.
-const EDGE_TABLES: [&str; 11] = [
-    "[[listen]]",
-    "[gateway]",
-    "[mqtt]",
-    "[[user]]",
-    "[[stream]]",
-    "[[model]]",
-    "[infer]",
-    "[lane",
-    "[buffer]",
-    "[[uplink]]",
-    "[session]",
-];
-const CLOUD_TABLES: [&str; 4] = ["[listen]", "[gateways]", "[store]", "[limits]"];
+/// Keys at the top that only one side has; `listen` is a list on the box and a table in the cloud.
+const EDGE_KEYS: [&str; 10] = ["gateway", "mqtt", "user", "stream", "model", "infer", "lane", "buffer", "uplink", "session"];
+const CLOUD_KEYS: [&str; 3] = ["gateways", "store", "limits"];
 
-/// Judged by lines, because a file with mistakes need not be TOML. A file without any such table is one of the box.
+/// Judged by lines, because a file with mistakes need not be TOML. A file without any such key is one of the box.
 fn is_cloud_file(path: &Path) -> bool {
     let text = std::fs::read_to_string(path).unwrap_or_default();
-    let count =
-        |tables: &[&str]| text.lines().filter(|line| tables.iter().any(|table| line.trim_start().starts_with(table))).count();
-    count(&CLOUD_TABLES) > count(&EDGE_TABLES)
+    let count = |keys: &[&str], listen: &[&str]| {
+        let is_one = |line: &&str| {
+            let key = line.trim_start_matches('[').split(['.', ']', '=', ' ']).next().unwrap_or_default();
+            keys.contains(&key) || listen.iter().any(|start| line.starts_with(start))
+        };
+        text.lines().map(str::trim_start).filter(is_one).count()
+    };
+    count(&CLOUD_KEYS, &["[listen]", "listen."]) > count(&EDGE_KEYS, &["[[listen]]", "listen ", "listen="])
 }
 
 #[cfg(test)]

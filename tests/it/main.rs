@@ -7,6 +7,7 @@ mod demo;
 mod full_disk;
 mod oracle;
 mod purity;
+mod readme;
 mod restarts;
 mod start;
 mod verdicts;
@@ -25,4 +26,10 @@ fn binaries() -> Binaries {
         edge: built(env!("CARGO_BIN_EXE_weir-edge-under-test")),
         cloud: built(env!("CARGO_BIN_EXE_weir-cloud-under-test")),
     }
+}
+
+/// The operator's tool under test.
+fn tool() -> PathBuf {
+    std::env::var_os("WEIR_BIN_DIR")
+        .map_or_else(|| PathBuf::from(env!("CARGO_BIN_EXE_weir-under-test")), |dir| PathBuf::from(dir).join("weir"))
 }

@@ -96,7 +96,7 @@ fn a_certificate_of_another_authority_is_refused_told_on_the_box_and_counted_in_
     site.start_edge();
     await_log("invalid peer certificate: UnknownIssuer", || site.edge_log());
     let line = site.edge_log().lines().find(|line| line.contains("UnknownIssuer")).map(str::to_owned);
-    assert!(line.is_some_and(|line| line.contains("WARN") && line.contains("uplink is down")), "{}", site.edge_log());
+    assert!(line.is_some_and(|line| line.contains("WARN") && line.contains("uplink cannot connect")), "{}", site.edge_log());
     let counted = || {
         let (_, metrics) = site.cloud.as_ref()?.get("/metrics")?;
         let line = metrics

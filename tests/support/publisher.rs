@@ -189,6 +189,11 @@ impl State {
         if self.client.is_none() {
             match Client::connect(self.sensor.addr, &self.sensor.login) {
                 Ok(client) => self.connected(client)?,
+                // A box that is stopping says so; what is asked of the sensor is to come back.
+                Err(ConnectError::Refused(0x03 | 0x88 | 0x8b)) => {
+                    std::thread::sleep(RECONNECT);
+                    return Ok(());
+                }
                 Err(ConnectError::Refused(code)) => {
                     return Err(io::Error::new(ErrorKind::InvalidData, format!("refused with code {code:#04x}")));
                 }

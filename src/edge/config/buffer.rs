@@ -142,7 +142,7 @@ impl Default for Buffer {
             cache: Bytes::from_mib(4),
             reserve: Bytes::from_mib(8),
             memory: Bytes::from_mib(16),
-            block_target: Bytes::from_kib(64),
+            block_target: Bytes::from_kib(128),
             early_commit_per_day: Bytes::from_gib(20),
         }
     }

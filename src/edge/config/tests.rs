@@ -127,7 +127,7 @@ fn a_checked_configuration_becomes_a_policy() {
     assert_eq!(config.anonymous_user(), Some(UserIndex(1)));
     assert_eq!((policy.uplinks, policy.connections_max), (1, 500));
     assert_eq!(policy.session.backoff_us, (500_000, 30_000_000));
-    assert_eq!(policy.lanes_limits.block_target_bytes, 64 * 1024);
+    assert_eq!(policy.lanes_limits.block_target_bytes, 128 * 1024);
 }
 
 #[test]

@@ -75,6 +75,8 @@ pub(crate) struct Driver {
     published_us: u64,
     /// When the transaction that is under way was handed to the disk.
     asked_us: Option<u64>,
+    /// By uplink: a failed attempt of the present outage is in the log.
+    said_failed: Vec<bool>,
 }
 
 /// How often the status is published.
@@ -98,6 +100,7 @@ enum Woken {
 impl Driver {
     pub(crate) fn new(parts: DriverParts) -> Self {
         Driver {
+            said_failed: vec![false; parts.uplinks.len()],
             parts,
             conns: ConnIds::default(),
             clients: HashMap::new(),
@@ -307,12 +310,22 @@ impl Driver {
         }
     }
 
-    fn log(&self, event: &Event) {
+    fn log(&mut self, event: &Event) {
         match event {
             Event::UplinkUp { uplink } => {
                 tracing::info!(uplink = self.parts.uplinks[usize::from(*uplink)].name, "uplink is up")
             }
-            Event::UplinkDown { reason: DownReason::Stopped, .. } => {}
+            Event::UplinkDown { reason: DownReason::Stopped, .. }
+            | Event::AttemptFailed { reason: DownReason::Stopped, .. } => {}
+            Event::AttemptFailed { uplink, reason } => {
+                let uplink = usize::from(*uplink);
+                // Said once an outage: the attempts that follow are counted and their reason is in the status.
+                if std::mem::replace(&mut self.said_failed[uplink], true) {
+                    tracing::debug!(uplink = self.parts.uplinks[uplink].name, %reason, "uplink cannot connect");
+                } else {
+                    tracing::warn!(uplink = self.parts.uplinks[uplink].name, %reason, "uplink cannot connect; it is tried again");
+                }
+            }
             Event::UplinkDown { uplink, reason } => {
                 tracing::warn!(uplink = self.parts.uplinks[usize::from(*uplink)].name, %reason, "uplink is down");
             }

@@ -1,0 +1,117 @@
+//! The README's commands do what it says: a box and a cloud by hand, from its own lines.
+
+use std::os::unix::fs::symlink;
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use weir_tests::support::process::{self, Process, Readiness, free_addr};
+use weir_tests::support::wait_for;
+
+use crate::binaries;
+
+const README: &str = include_str!("../../README.md");
+const LIMIT: Duration = Duration::from_secs(20);
+
+/// Commands of the README that other tests or the gate run, by how they begin.
+const RUN_ELSEWHERE: [&str; 8] = [
+    "cargo run --release -p weir -- demo",
+    "cargo test --workspace",
+    "cargo build --release -p weir -p weir-edge -p weir-cloud",
+    "cargo run --release -p weir-bench",
+    "export PATH=",
+    "weir runtime fetch",
+    "weir buffer",
+    "sqlite3",
+];
+
+/// The README's fenced blocks.
+fn blocks() -> Vec<&'static str> {
+    README.split("```\n").skip(1).step_by(2).collect()
+}
+
+/// The block that has this line.
+fn block(line: &str) -> &'static str {
+    blocks().into_iter().find(|block| block.contains(line)).unwrap_or_else(|| panic!("README.md has a block with `{line}`"))
+}
+
+fn shell(dir: &Path, script: &str) -> Command {
+    let path = std::env::var("PATH").unwrap_or_default();
+    let mut command = Command::new("bash");
+    command.args(["-euc", script]).current_dir(dir).env("PATH", format!("{}:{path}", dir.join("bin").display()));
+    command
+}
+
+#[test]
+fn the_lines_for_a_box_and_a_cloud_by_hand_work() {
+    let dir = tempfile::tempdir().expect("there is room");
+    std::fs::create_dir(dir.path().join("bin")).expect("there is room");
+    let built = binaries();
+    for (name, binary) in [("weir-edge", &built.edge), ("weir-cloud", &built.cloud), ("weir", &crate::tool())] {
+        symlink(std::fs::canonicalize(binary).expect("it is built"), dir.path().join("bin").join(name)).expect("there is room");
+    }
+    let (mqtt, quic, edge_admin, cloud_admin) = (free_addr(), free_addr(), free_addr(), free_addr());
+    // Other ports than the README's, which may be taken here; and the box's admin endpoint has a default there.
+    let adapted = |text: &str| {
+        text.replace("127.0.0.1:1883", &mqtt.to_string())
+            .replace(":4433", &format!(":{}", quic.port()))
+            .replace("127.0.0.1:9181", &cloud_admin.to_string())
+            .replace("gateway.data_dir", &format!("admin.http = \"{edge_admin}\"\ngateway.data_dir"))
+    };
+    let setup: String = block("weir pki init")
+        .lines()
+        .filter(|line| !line.starts_with("cargo build") && !line.starts_with("export PATH"))
+        .map(|line| adapted(line) + "\n")
+        .collect();
+    let (code, stdout, stderr) = process::run(shell(dir.path(), &setup), LIMIT);
+    assert_eq!(code, Some(0), "{setup}\n{stdout}\n{stderr}");
+
+    let run = block("weir-edge run");
+    let start = |name: &str, admin| {
+        let line = run.lines().find(|line| line.starts_with(name)).expect("README.md starts it").trim_end_matches(" &");
+        let log = dir.path().join(format!("{name}.log"));
+        let mut process = Process::start(shell(dir.path(), &format!("exec {line}")), &log, admin);
+        assert!(matches!(process.readiness(), Readiness::Ready), "{}", process::tail(&log));
+        process
+    };
+    let cloud = start("weir-cloud", cloud_admin);
+    let edge = start("weir-edge", edge_admin);
+
+    if Command::new("mosquitto_pub").arg("--help").output().is_err() {
+        println!("SKIPPED: mosquitto_pub is not installed");
+    } else {
+        let publish = run.lines().find(|line| line.starts_with("mosquitto_pub")).expect("README.md publishes");
+        let publish = publish.replacen("mosquitto_pub", &format!("mosquitto_pub -p {}", mqtt.port()), 1);
+        let (code, _, stderr) = process::run(shell(dir.path(), &publish), LIMIT);
+        assert_eq!(code, Some(0), "{publish}: {stderr}");
+        let query = run.lines().find(|line| line.starts_with("sqlite3")).and_then(|line| line.split('"').nth(1));
+        let query = query.expect("README.md asks the database");
+        let row = wait_for("the row", LIMIT, || {
+            let database = rusqlite::Connection::open(dir.path().join("site/cloud.db")).ok()?;
+            database
+                .query_row(query, [], |row| Ok((row.get::<_, String>(0)?, row.get::<_, String>(2)?, row.get::<_, String>(4)?)))
+                .ok()
+        });
+        assert_eq!(row, ("box-1".to_owned(), "hall-3".to_owned(), r#"{"temperature": 21.5}"#.to_owned()));
+    }
+    assert!(edge.terminate(LIMIT).success() && cloud.terminate(LIMIT).success());
+
+    for line in block("weir buffer inspect").lines() {
+        let line = line.replace("FILE", "site/box-1/buffer.redb");
+        let (code, _, stderr) = process::run(shell(dir.path(), &line), LIMIT);
+        assert_eq!(code, Some(0), "{line}: {stderr}");
+    }
+}
+
+#[test]
+fn every_command_is_run_by_a_test_or_by_the_gate() {
+    let by_hand = [block("weir pki init"), block("weir-edge run")].concat();
+    for line in blocks().into_iter().filter(|block| !by_hand.contains(block)).flat_map(str::lines) {
+        assert!(RUN_ELSEWHERE.iter().any(|known| line.starts_with(known)), "nobody runs `{line}`");
+    }
+    let gate = include_str!("../../.ci/gate.sh");
+    assert!(gate.contains("README.md") && gate.contains("runtime fetch"));
+    for command in ["path", "outage", "size"] {
+        assert!(include_str!("../../.ci/full").contains(&format!("weir-bench -- {command}")), "{command}");
+    }
+}
