@@ -150,7 +150,7 @@ fn a_full_disk_of_the_cloud_stops_its_acknowledgements_and_loses_nothing() {
     plan.store = "file_bytes_max = \"2MiB\"".to_owned();
     let mut site = Site::started(binaries(), plan);
     let mut sensors = [0, 1].map(|client| bulky_sensor(&site, client));
-    sensors.iter_mut().for_each(|sensor| sensor.count_max = 1_500);
+    sensors.iter_mut().for_each(|sensor| sensor.count_max = 900);
     let sensors = sensors.map(Sensor::start);
     let (_, text) =
         wait_for("the cloud to say that it is full", LIMIT, || site.cloud_health().filter(|(code, _)| *code == 503));
@@ -169,5 +169,5 @@ fn a_full_disk_of_the_cloud_stops_its_acknowledgements_and_loses_nothing() {
     let verdict = oracle::examine(&reports, &site.database(), Some(&site.buffer()));
     println!("{verdict}");
     verdict.assert_conserved();
-    assert_eq!((verdict.stored, verdict.voided), (3_000, 0), "{verdict}");
+    assert_eq!((verdict.stored, verdict.voided), (1_800, 0), "{verdict}");
 }

@@ -59,6 +59,50 @@ fn a_backlog_survives_a_kill_and_is_delivered_after_the_restart() {
 }
 
 #[test]
+fn a_backlog_of_many_small_blocks_crosses_a_slow_link() {
+    let mut plan = Plan::new("disk", MIXED_STREAMS);
+    plan.link = "[up]\nrate = '400kbit/s'\ndelay = '100ms'\nqueue = '64KiB'\n";
+    let mut site = Site::new(binaries(), plan);
+    site.cut_link(true);
+    site.start_cloud();
+    site.start_edge();
+    // Senders that wait for each PUBACK make a commit of each message, and a kill leaves each commit a block of its own.
+    let topics = [
+        ("alarm", "alarms", "critical"),
+        ("state", "states", "high"),
+        ("value", "values", "normal"),
+        ("dump", "dumps", "bulk"),
+    ];
+    let sensors = topics.map(|(topic, stream, lane)| {
+        let script = move |n| Message {
+            topic: format!("site/0/{topic}"),
+            payload: format!("{topic}-{n}:{:016x}", Random::new(u64::from(n)).next_u64()).into_bytes(),
+            qos: 1,
+            stream,
+            device: "0".to_owned(),
+            lane,
+            fate: script::Fate::Record,
+        };
+        let mut sensor = Sensor::new(site.mqtt(), stream, script);
+        (sensor.window, sensor.count_max) = (1, 200);
+        sensor.start()
+    });
+    let reports: Vec<Report> = sensors.into_iter().map(|sensor| sensor.wait(ACK_LIMIT)).collect();
+    site.kill_edge();
+    site.start_edge();
+    site.cut_link(false);
+    site.drain();
+    site.stop_edge();
+    let sent: u64 =
+        site.edge_log().lines().filter_map(|line| line.split("blocks=").nth(1)?.split(' ').next()?.parse::<u64>().ok()).sum();
+    let verdict = oracle::examine(&reports, &site.database(), Some(&site.buffer()));
+    println!("{sent} blocks: {verdict}");
+    verdict.assert_conserved();
+    assert_eq!((verdict.stored, verdict.resent), (800, 0), "{verdict}");
+    assert!(sent > 400, "the blocks were small: {sent}");
+}
+
+#[test]
 fn a_cloud_that_is_killed_stopped_or_away_costs_nothing() {
     let mut site = Site::started(binaries(), Plan::new("through", MIXED_STREAMS));
     let sensors: Vec<Running> = (0..2)
