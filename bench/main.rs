@@ -45,6 +45,7 @@ enum Command {
 }
 
 fn main() -> anyhow::Result<()> {
+    weir_infer::disable_telemetry_env();
     match Cli::parse().command {
         Command::Path(args) => path::run(&args),
         Command::Outage(args) => outage::run(&args),

@@ -243,6 +243,7 @@ pub struct Gateway {
     safe: PerClass<u64>,
     commit_failing: bool,
     stopping: bool,
+    said_farewell: bool,
     /// Time of the last input.
     now_us: u64,
 }
@@ -270,6 +271,7 @@ impl Gateway {
             outputs: VecDeque::new(),
             commit_failing: false,
             stopping: false,
+            said_farewell: false,
             now_us,
         };
         gateway.announce_plan();
@@ -344,6 +346,9 @@ impl Gateway {
         self.send(now_us);
         if let Some(request) = self.lanes.commit(now_us) {
             self.outputs.push_back(Output::Commit(request));
+        }
+        if self.stopping && !self.said_farewell && !self.lanes.is_committing() {
+            self.farewell(now);
         }
         self.drain_ingest();
     }
@@ -429,7 +434,7 @@ impl Gateway {
         }
     }
 
-    /// Ends connections, closes what is open, and writes what is not yet safe.
+    /// Takes nothing more in, closes what is open, and writes what is not yet safe; clients stay until they have their PUBACKs.
     fn stop(&mut self, now: Moment) {
         if std::mem::replace(&mut self.stopping, true) {
             return;
@@ -444,9 +449,18 @@ impl Gateway {
         }
     }
 
+    /// All that can be safe is, and its PUBACKs are out: ends the connections. A will may be one more record to write.
+    fn farewell(&mut self, now: Moment) {
+        self.said_farewell = true;
+        self.ingest.disconnect_all(now, &self.plan, &mut self.lanes);
+        if let Some(request) = self.lanes.final_commit(now.service_us) {
+            self.outputs.push_back(Output::Commit(request));
+        }
+    }
+
     /// True once everything that can be made safe after [`Input::Stop`] is.
     pub fn is_stopped(&self) -> bool {
-        self.stopping && !self.lanes.is_committing()
+        self.said_farewell && !self.lanes.is_committing()
     }
 
     fn announce_plan(&mut self) {

@@ -114,6 +114,7 @@ impl Driver {
     /// Runs until shutdown is requested and what can be made safe is.
     pub(crate) async fn run(mut self, mut shutdown: Shutdown) -> Vec<Worker> {
         self.carry_out();
+        self.publish(true);
         self.parts.notify.ready();
         while !shutdown.is_requested() {
             let woken = self.woken(&mut shutdown).await;

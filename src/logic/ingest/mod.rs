@@ -191,6 +191,7 @@ pub struct Ingest {
     inspected: VecDeque<Inspected>,
     ticked_us: u64,
     full: bool,
+    stopping: bool,
 }
 
 /// Counts over all connections since start.
@@ -243,6 +244,7 @@ impl Ingest {
             inspected: VecDeque::new(),
             ticked_us: now_us,
             full: false,
+            stopping: false,
         })
     }
 
@@ -408,7 +410,7 @@ impl Ingest {
     }
 
     fn lacks_room(&self, lanes: &Lanes) -> bool {
-        lanes.is_full() || self.streams.is_full()
+        self.stopping || lanes.is_full() || self.streams.is_full()
     }
 
     /// True if there is room again for connections that are not read for want of it: [`Ingest::progressed`] reads on.
@@ -443,9 +445,15 @@ impl Ingest {
         self.ticked_us + TICK_US
     }
 
-    /// Ends all connections and closes all aggregates, for shutdown.
+    /// Closes all aggregates and reads from nobody any more, for shutdown.
     pub fn stop(&mut self, now: Moment, plan: &Plan, lanes: &mut Lanes) {
+        self.stopping = true;
         self.streams.close_aggregates(now, plan, lanes, true);
+        self.resolve();
+    }
+
+    /// Ends all connections.
+    pub fn disconnect_all(&mut self, now: Moment, plan: &Plan, lanes: &mut Lanes) {
         for conn in self.clients.keys().copied().collect::<Vec<_>>() {
             if let Some(client) = self.clients.get_mut(&conn) {
                 client.conn.disconnect(DisconnectReason::ShuttingDown);
