@@ -22,6 +22,9 @@ pub(crate) struct Args {
     /// Writes the results here as well.
     #[arg(long)]
     json: Option<PathBuf>,
+    /// Fails if mode `disk` at full speed misses its aims: 100,000 messages/s and 4 CPU-seconds per million.
+    #[arg(long)]
+    enforce: bool,
     /// Only this mode.
     #[arg(long)]
     mode: Option<String>,
@@ -68,7 +71,18 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     if let Some(path) = &args.json {
         std::fs::write(path, serde_json::to_string_pretty(&runs)?)?;
     }
-    Ok(())
+    let missed = |run: &&Run| {
+        run.mode == "disk"
+            && run.offered_per_s.is_none()
+            && run.inflight == 1_000
+            && (run.messages_per_s < 100_000.0 || run.edge_cpu_s_per_million > 4.0)
+    };
+    match runs.iter().find(missed) {
+        Some(run) if args.enforce => {
+            bail!("aims missed: {:.0} messages/s, {:.2} CPU-s per million", run.messages_per_s, run.edge_cpu_s_per_million)
+        }
+        _ => Ok(()),
+    }
 }
 
 fn measure(mode: &str, args: &Args, messages: u64, inflight: u16, rate: Option<f64>) -> anyhow::Result<Run> {

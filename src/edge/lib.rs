@@ -14,7 +14,7 @@ use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Semaphore, mpsc, watch};
 use tokio_rustls::TlsAcceptor;
 use weir_host::admin::{self, Admin, AdminError, AdminSockets, Health, Pages};
 use weir_host::clock::{Clock, ClockMark};
@@ -31,7 +31,7 @@ use weir_logic::wire;
 
 use crate::config::{Config, ListenTls, ModelInfo, PolicyError};
 use crate::shell::auth::Users;
-use crate::shell::listen::Listener;
+use crate::shell::listen::{HANDSHAKES_MAX, ListenCounters, Listener};
 use crate::shell::uplink::UplinkTarget;
 use crate::shell::{Driver, DriverParts, InferBatch, UplinkHandle};
 use crate::status::{Status, StoreStatus, UplinkStatus};
@@ -169,6 +169,13 @@ impl Edge {
             tracing::error!(path = %quarantined.path.display(), reason = quarantined.reason, "the buffer could not be opened and was set aside");
             base_status.quarantined = Some(quarantined.path.display().to_string());
         }
+        if !opened.damaged.is_empty() {
+            base_status.damaged_blocks = opened.damaged.len() as u64;
+            tracing::error!(
+                count = opened.damaged.len(),
+                "blocks in the buffer are damaged and lost; `weir buffer verify` names them"
+            );
+        }
         tracing::info!(blocks = opened.held.len(), voids = opened.voids.len(), took_ms = opened.open_ms, "buffer is open");
         let (store_events_tx, store_rx) = mpsc::channel(STORE_LEN);
         let (store_thread, store_tx) = StoreThread::spawn(store, STORE_LEN, store_events_tx)
@@ -189,7 +196,8 @@ impl Edge {
         let (messages_tx, messages_rx) = mpsc::channel(MESSAGES_LEN);
         let credentials_tx = shell::auth::spawn(users(config), messages_tx.clone())
             .map_err(|source| StartError::System { what: "a thread", source })?;
-        let listeners = listeners(config, sockets.mqtt)?;
+        let listen_counters = Arc::new(ListenCounters::default());
+        let listeners = listeners(config, sockets.mqtt, &listen_counters)?;
         let mut tasks = Vec::new();
         let uplinks = start_uplinks(config, identity.as_ref(), sockets.uplinks, &mut tasks)?;
 
@@ -210,6 +218,7 @@ impl Edge {
             status_tx,
             base_status,
             notify,
+            listen_counters,
         });
         Ok(Edge { driver, listeners, messages_tx, status_rx, store_thread, admin, tasks })
     }
@@ -277,6 +286,9 @@ fn clock(opened: &store::Opened, identity: Option<&Identity>) -> Clock {
     let issued_us = identity.map_or(0, |identity| identity.credentials.not_before_s().saturating_mul(1_000_000));
     // A clock that is a little behind what it said before the restart was only corrected.
     const CORRECTION_US: u64 = 3_600_000_000;
+    // Nor did a clock tell the truth that was beyond the end of our certificate.
+    let expires_us = identity.map_or(u64::MAX, |identity| identity.credentials.not_after_s().saturating_mul(1_000_000));
+    let seen_us = if seen_us > expires_us { 0 } else { seen_us };
     Clock::start(Some(&mark)).with_wall_floor_us(seen_us.saturating_sub(CORRECTION_US).max(issued_us))
 }
 
@@ -327,7 +339,8 @@ fn users(config: &Config) -> Users {
     }
 }
 
-fn listeners(config: &Config, sockets: Vec<TcpListener>) -> Result<Vec<Listener>, StartError> {
+fn listeners(config: &Config, sockets: Vec<TcpListener>, counters: &Arc<ListenCounters>) -> Result<Vec<Listener>, StartError> {
+    let handshakes = Arc::new(Semaphore::new(HANDSHAKES_MAX));
     let mut listeners = Vec::new();
     for (index, (entry, socket)) in config.listen.iter().zip(sockets).enumerate() {
         let tls = entry.tls.as_ref().map(acceptor).transpose()?;
@@ -336,7 +349,7 @@ fn listeners(config: &Config, sockets: Vec<TcpListener>) -> Result<Vec<Listener>
             .set_nonblocking(true)
             .and_then(|()| tokio::net::TcpListener::from_std(socket))
             .map_err(|source| StartError::Listen { addr, source })?;
-        listeners.push(Listener { tcp: Arc::new(tcp), tls, index });
+        listeners.push(Listener { tcp: Arc::new(tcp), tls, index, handshakes: handshakes.clone(), counters: counters.clone() });
     }
     Ok(listeners)
 }
@@ -392,6 +405,10 @@ fn health(status: &Status) -> Health {
     let StoreStatus { commit_failures, .. } = status.store;
     if status.disk_full {
         let text = format!("disk is full: {held} records held, {commit_failures} transactions failed; free some space");
+        return Health { is_ok: false, text };
+    }
+    if status.commit_failing {
+        let text = format!("the buffer takes no data: {held} records held, {commit_failures} transactions failed; see the log");
         return Health { is_ok: false, text };
     }
     Health { is_ok: true, text: format!("ok: {up} of {} uplinks up, {held} records held", status.uplinks.len()) }

@@ -50,6 +50,8 @@ fn ingest(status: &Status, out: &mut MetricsText) {
     let unusable = [("unmatched", i.unmatched), ("denied", i.denied), ("device_refused", i.devices_refused)]
         .map(|(reason, count)| ([("reason", reason)], count));
     out.counters("weir_ingest_unusable_total", "Messages that no stream took, by reason.", unusable);
+    let limits = i.limits.iter().map(|(reason, &count)| ([("reason", reason.as_str())], count));
+    out.counters("weir_ingest_limits_total", "Clients refused, closed or held back, by reason.", limits);
     out.counter("weir_ingest_verdicts_total", "Verdicts given.", i.verdicts);
     out.counter("weir_ingest_verdict_errors_total", "Windows that could not be scored.", i.verdict_errors);
 }
@@ -70,6 +72,14 @@ fn streams(status: &Status, out: &mut MetricsText) {
         .streams
         .iter()
         .flat_map(|stream| fates(stream).map(|(fate, count)| ([("stream", stream.name.as_str()), ("fate", fate)], count)));
+    let counts = status.streams.iter().flat_map(|stream| {
+        stream.samples.iter().map(|(word, &count)| ([("stream", stream.name.as_str()), ("count", word.as_str())], count))
+    });
+    out.counters(
+        "weir_stream_samples_total",
+        "Samples on their way into windows and aggregates, by what became of them.",
+        counts,
+    );
     out.counters("weir_stream_fates_total", "What became of messages, and what was recorded instead.", samples);
 }
 

@@ -1,11 +1,17 @@
 //! What the box shows of itself: one snapshot, several times a second, for the status page, metrics and the operator's tool.
 
+use std::collections::BTreeMap;
+use std::sync::atomic::Ordering::Relaxed;
+
 use serde::{Deserialize, Serialize};
 use weir_host::clock::Wall;
 use weir_infer::Stats;
 use weir_logic::gateway::Gateway;
 use weir_logic::ids::Class;
+use weir_logic::ingest::SampleCounts;
+use weir_logic::mqtt::Counters;
 
+use crate::shell::listen::ListenCounters;
 use crate::shell::uplink::PathStats;
 
 /// The state of a box at one moment.
@@ -29,6 +35,10 @@ pub struct Status {
     pub memory_full: u64,
     /// True if the disk has refused the last transaction for lack of space.
     pub disk_full: bool,
+    /// True if the last transaction failed, for whatever reason, and none has worked since.
+    pub commit_failing: bool,
+    /// Keys in the buffer under which no block could be read at start.
+    pub damaged_blocks: u64,
     /// A buffer that could not be opened at start and was set aside under this name.
     pub quarantined: Option<String>,
     /// Voids the cloud has not acknowledged.
@@ -82,6 +92,8 @@ pub struct IngestStatus {
     pub denied: u64,
     /// Messages of devices for which there was no room.
     pub devices_refused: u64,
+    /// Clients refused, closed or held back, by reason: each limit of the endpoint has one.
+    pub limits: BTreeMap<String, u64>,
     /// Windows being scored now.
     pub windows_pending: u64,
     /// Verdicts given.
@@ -113,6 +125,8 @@ pub struct StreamStatus {
     pub verdicts: u64,
     /// Raw windows recorded.
     pub windows: u64,
+    /// What became of samples on their way into windows and aggregates, by word: `gaps`, `late`, `duplicates` and so on.
+    pub samples: BTreeMap<String, u64>,
 }
 
 /// One lane.
@@ -247,6 +261,7 @@ impl Status {
             memory_bytes: lanes.memory_bytes(),
             memory_full: gateway.ingest().counters().full,
             disk_full: lanes.disk_full(),
+            commit_failing: gateway.is_commit_failing(),
             voids: lanes.void_count() as u64,
             ingest: ingest(gateway),
             streams: streams(gateway),
@@ -285,13 +300,69 @@ fn ingest(gateway: &Gateway) -> IngestStatus {
         unmatched: totals.unmatched,
         denied: totals.denied,
         devices_refused: totals.devices_refused,
+        limits: limits(&mqtt),
         windows_pending: ingest.pending_windows() as u64,
         verdicts,
         verdict_errors,
     }
 }
 
+fn limits(mqtt: &Counters) -> BTreeMap<String, u64> {
+    [
+        ("inflight", mqtt.pauses_inflight),
+        ("rate", mqtt.pauses_rate),
+        ("output", mqtt.pauses_output),
+        ("retained", mqtt.retained),
+        ("subscribe", mqtt.subscribes_refused),
+        ("puback_error", mqtt.pubacks_refused),
+        ("version", mqtt.versions_refused),
+        ("client_id", mqtt.client_ids_refused),
+        ("malformed", mqtt.malformed),
+        ("protocol_error", mqtt.protocol_errors),
+        ("packet_too_large", mqtt.packets_too_large),
+        ("topic_invalid", mqtt.topics_invalid),
+        ("alias_invalid", mqtt.aliases_invalid),
+        ("qos2", mqtt.qos2_refused),
+        ("receive_maximum", mqtt.receive_maximum_exceeded),
+        ("held_too_long", mqtt.held_too_long),
+        ("keep_alive", mqtt.keep_alives_expired),
+        ("connect_timeout", mqtt.connect_timeouts),
+    ]
+    .map(|(reason, count)| (reason.to_owned(), count))
+    .into()
+}
+
+impl IngestStatus {
+    /// Adds what the sockets' side counts.
+    pub(crate) fn count_listeners(&mut self, listeners: &ListenCounters, auth_refused: u64) {
+        let counts = [
+            ("handshake_failed", listeners.handshakes_failed.load(Relaxed)),
+            ("handshakes_max", listeners.handshakes_refused.load(Relaxed)),
+            ("write_timeout", listeners.writes_timed_out.load(Relaxed)),
+            ("auth_queue", auth_refused),
+        ];
+        self.limits.extend(counts.map(|(reason, count)| (reason.to_owned(), count)));
+    }
+}
+
+fn samples(counts: &SampleCounts) -> BTreeMap<String, u64> {
+    let w = &counts.windows;
+    [
+        ("window_gaps", w.gaps),
+        ("window_jumps_back", w.jumps_back),
+        ("window_late", w.late),
+        ("window_duplicates", w.duplicates),
+        ("window_reordered", w.reordered),
+        ("window_squeezed", w.squeezed),
+        ("aggregate_late", counts.aggregate_late),
+        ("aggregate_jumps_back", counts.aggregate_jumps_back),
+    ]
+    .map(|(word, count)| (word.to_owned(), count))
+    .into()
+}
+
 fn streams(gateway: &Gateway) -> Vec<StreamStatus> {
+    let counts = gateway.ingest().sample_counts();
     let entries = gateway.policy().streams.iter().zip(&gateway.plan().streams).enumerate();
     entries
         .map(|(index, (stream, plan))| {
@@ -307,6 +378,7 @@ fn streams(gateway: &Gateway) -> Vec<StreamStatus> {
                 aggregates: fates.aggregates,
                 verdicts: fates.verdicts,
                 windows: fates.windows,
+                samples: samples(&counts[index]),
             }
         })
         .collect()

@@ -474,6 +474,11 @@ impl Gateway {
         }
     }
 
+    /// True if the buffer refused the last transaction and has taken none since.
+    pub fn is_commit_failing(&self) -> bool {
+        self.commit_failing
+    }
+
     /// The policy in force.
     pub fn policy(&self) -> &Policy {
         &self.policy

@@ -14,6 +14,8 @@ use weir_tests::support::script::{self, Fate, MIXED_STREAMS, Message};
 use weir_tests::support::site::{Plan, Site};
 use weir_tests::support::wait_for;
 
+use weir_tests::support::skip;
+
 use crate::binaries;
 
 /// Time for an answer.
@@ -105,7 +107,7 @@ fn a_client_id_is_taken_over_by_its_own_user_alone() {
 #[test]
 fn mosquitto_pub_delivers_by_hand() {
     if Command::new("mosquitto_pub").arg("--help").output().is_err() {
-        println!("SKIPPED: mosquitto_pub is not installed");
+        skip("mosquitto_pub is not installed");
         return;
     }
     let mut site = guarded("");

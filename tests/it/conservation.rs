@@ -112,6 +112,7 @@ impl Chaos {
         self.site.stop_edge();
         self.site.stop_cloud();
         let verdict = oracle::examine(&reports, &self.site.database(), Some(&self.site.buffer()));
+        assert_eq!(verdict.voided, 0, "nothing is given up here, so nothing may be excused by it\n{verdict}");
         let connects: u64 = reports.iter().map(|report| report.connects).sum();
         println!(
             "{} kills of the box, {} of the cloud, {} stops, {} outages, {connects} connections\n{verdict}",

@@ -13,6 +13,8 @@ use weir_tests::support::script::{Fate, MIXED_STREAMS, Message};
 use weir_tests::support::site::{Plan, Site};
 use weir_tests::support::wait_for;
 
+use weir_tests::support::skip;
+
 use crate::binaries;
 
 /// Time for a disk to fill or to be noticed as free again.
@@ -102,7 +104,7 @@ fn a_full_disk_of_the_box_holds_senders_back_and_loses_nothing() {
     plan.buffer = "size_limit = \"64MiB\"\nreserve = \"1MiB\"\nmemory = \"1MiB\"\n".to_owned();
     let mut site = Site::new(binaries(), plan);
     let Some(disk) = SmallDisk::mount(&site.data_dir, 16) else {
-        println!("SKIPPED: a private mount namespace is not permitted here");
+        skip("a private mount namespace is not permitted here");
         return;
     };
     site.edge_prefix = disk.prefix();

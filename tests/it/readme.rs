@@ -8,6 +8,8 @@ use std::time::Duration;
 use weir_tests::support::process::{self, Process, Readiness, free_addr};
 use weir_tests::support::wait_for;
 
+use weir_tests::support::skip;
+
 use crate::binaries;
 
 const README: &str = include_str!("../../README.md");
@@ -78,7 +80,7 @@ fn the_lines_for_a_box_and_a_cloud_by_hand_work() {
     let edge = start("weir-edge", edge_admin);
 
     if Command::new("mosquitto_pub").arg("--help").output().is_err() {
-        println!("SKIPPED: mosquitto_pub is not installed");
+        skip("mosquitto_pub is not installed");
     } else {
         let publish = run.lines().find(|line| line.starts_with("mosquitto_pub")).expect("README.md publishes");
         let publish = publish.replacen("mosquitto_pub", &format!("mosquitto_pub -p {}", mqtt.port()), 1);
@@ -111,6 +113,7 @@ fn every_command_is_run_by_a_test_or_by_the_gate() {
     }
     let gate = include_str!("../../.ci/gate.sh");
     assert!(gate.contains("README.md") && gate.contains("runtime fetch"));
+    assert!(include_str!("../../.ci/full").contains("cargo run --release -p weir -- demo"));
     for command in ["path", "outage", "size"] {
         assert!(include_str!("../../.ci/full").contains(&format!("weir-bench -- {command}")), "{command}");
     }

@@ -13,6 +13,8 @@ use weir_tests::support::script::{self, MIXED_STREAMS};
 use weir_tests::support::site::{GATEWAY, Plan, Site};
 use weir_tests::support::wait_for;
 
+use weir_tests::support::skip;
+
 use crate::binaries;
 
 /// Time for something to be noticed.
@@ -279,7 +281,7 @@ fn a_box_whose_clock_says_1970_connects_and_its_records_get_the_clouds_time() {
     let mut command = Command::new("cc");
     command.args(["-shared", "-fPIC", "-o"]).arg(&library).arg(&source).arg("-ldl");
     if !command.output().is_ok_and(|output| output.status.success()) {
-        println!("SKIPPED: no C compiler here that makes a shared library");
+        skip("no C compiler here that makes a shared library");
         return;
     }
     site.edge_env = vec![("LD_PRELOAD".to_owned(), library.display().to_string())];

@@ -8,10 +8,16 @@ pub mod random;
 pub mod script;
 pub mod site;
 
+use std::io::Write as _;
 use std::time::{Duration, Instant};
 
 /// How often something that is waited for is looked at.
 const POLL: Duration = Duration::from_millis(20);
+
+/// Says that a test cannot run here. Written past the test runner, which hides what passing tests print.
+pub fn skip(why: &str) {
+    let _ = writeln!(std::io::stderr(), "SKIPPED: {why}");
+}
 
 /// Asks until there is an answer.
 ///

@@ -1,13 +1,14 @@
 //! The loop that feeds the gateway and carries out what it wants.
 
 use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
 use weir_host::clock::Clock;
 use weir_host::notify::Notify;
 use weir_host::shutdown::Shutdown;
-use weir_infer::{Outcome, Request, Worker};
+use weir_infer::{Outcome, RefusedReason, Request, Worker};
 use weir_logic::gateway::{Event, Gateway, Input, Output};
 use weir_logic::ingest::{ConnId, Moment, Verdict};
 use weir_logic::mqtt::AuthRefusal;
@@ -15,7 +16,7 @@ use weir_logic::uplink::DownReason;
 
 use super::Message;
 use super::auth::Credentials;
-use super::listen::{ClientCommand, ClientHandle, ConnIds, recycle};
+use super::listen::{ClientCommand, ClientHandle, ConnIds, ListenCounters, recycle};
 use super::uplink::{PathStats, UplinkCommand, UplinkEvent};
 use crate::status::{Status, StoreStatus};
 use crate::store::{StoreEvent, StoreInput, StoreTime};
@@ -62,6 +63,7 @@ pub(crate) struct DriverParts {
     pub(crate) status_tx: watch::Sender<Status>,
     pub(crate) base_status: Status,
     pub(crate) notify: Notify,
+    pub(crate) listen_counters: Arc<ListenCounters>,
 }
 
 /// The loop's state.
@@ -75,6 +77,10 @@ pub(crate) struct Driver {
     published_us: u64,
     /// When the transaction that is under way was handed to the disk.
     asked_us: Option<u64>,
+    /// By model: windows that found its queue full; no more than the gateway has under way.
+    waiting_infer: Vec<VecDeque<Request>>,
+    /// Clients sent away because too many waited for their password to be checked.
+    auth_refused: u64,
     /// By uplink: a failed attempt of the present outage is in the log.
     said_failed: Vec<bool>,
 }
@@ -100,6 +106,7 @@ enum Woken {
 impl Driver {
     pub(crate) fn new(parts: DriverParts) -> Self {
         Driver {
+            waiting_infer: parts.models.iter().map(|_| VecDeque::new()).collect(),
             said_failed: vec![false; parts.uplinks.len()],
             parts,
             conns: ConnIds::default(),
@@ -107,6 +114,7 @@ impl Driver {
             store: StoreStatus::default(),
             waiting_store: VecDeque::new(),
             published_us: 0,
+            auth_refused: 0,
             asked_us: None,
         }
     }
@@ -123,6 +131,9 @@ impl Driver {
             }
             self.take(woken);
             for _ in 1..MESSAGES_AT_ONCE {
+                if self.parts.gateway.ingest().is_full() {
+                    break;
+                }
                 let Ok(message) = self.parts.messages_rx.try_recv() else { break };
                 self.take(Woken::Message(message));
             }
@@ -211,7 +222,21 @@ impl Driver {
         }
     }
 
+    /// Hands a model what it has room for; the rest waits. The gateway stops reading while too many windows are under way.
+    fn submit(&mut self, model: usize) {
+        while let Some(request) = self.waiting_infer[model].pop_front() {
+            let Err(refused) = self.parts.models[model].try_submit(request) else { continue };
+            if refused.reason == RefusedReason::Full {
+                self.waiting_infer[model].push_front(refused.request);
+                return;
+            }
+            let now = moment(&self.parts.clock);
+            self.parts.gateway.handle(now, Input::Inferred { job: refused.request.id, verdict: None });
+        }
+    }
+
     fn inferred(&mut self, now: Moment, batch: InferBatch) {
+        self.submit(batch.model);
         let manifest = self.parts.models[batch.model].manifest();
         let labels: Vec<_> = manifest.output.labels.clone();
         for Outcome { id, result, .. } in batch.outcomes {
@@ -256,11 +281,9 @@ impl Driver {
                 }
                 Output::Authenticate { conn, username, password } => self.authenticate(conn, username, password),
                 Output::Infer(job) => {
-                    let request = Request { id: job.job, window: job.window };
-                    if self.parts.models[usize::from(job.model)].try_submit(request).is_err() {
-                        let now = moment(&self.parts.clock);
-                        self.parts.gateway.handle(now, Input::Inferred { job: job.job, verdict: None });
-                    }
+                    let model = usize::from(job.model);
+                    self.waiting_infer[model].push_back(Request { id: job.job, window: job.window });
+                    self.submit(model);
                 }
                 Output::Commit(request) => {
                     let now = moment(&self.parts.clock);
@@ -306,6 +329,7 @@ impl Driver {
         let certificate = client.certificate.take();
         let credentials = Credentials { conn, listener: client.listener, username, password, certificate };
         if self.parts.credentials_tx.try_send(credentials).is_err() {
+            self.auth_refused += 1;
             let now = moment(&self.parts.clock);
             self.parts.gateway.handle(now, Input::Authenticated { conn, result: Err(AuthRefusal::Unavailable) });
         }
@@ -369,7 +393,9 @@ impl Driver {
         let paths: Vec<PathStats> = uplinks.iter().map(|uplink| uplink.path).collect();
         let stats: Vec<_> = models.iter().map(|worker| (worker.manifest().name.clone(), worker.stats())).collect();
         let wall = self.parts.clock.wall();
-        self.parts.status_tx.send_replace(base_status.updated(now_us, wall, gateway, &paths, &stats, self.store));
+        let mut status = base_status.updated(now_us, wall, gateway, &paths, &stats, self.store);
+        status.ingest.count_listeners(&self.parts.listen_counters, self.auth_refused);
+        self.parts.status_tx.send_replace(status);
     }
 }
 

@@ -7,10 +7,11 @@
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 use tokio::time::{Duration, timeout};
 use tokio_rustls::TlsAcceptor;
 use weir_logic::ingest::ConnId;
@@ -33,6 +34,20 @@ pub(crate) struct Listener {
     pub(crate) tls: Option<TlsAcceptor>,
     /// Index of this listener in the configuration.
     pub(crate) index: usize,
+    /// Places for TLS handshakes, shared by all listeners.
+    pub(crate) handshakes: Arc<Semaphore>,
+    pub(crate) counters: Arc<ListenCounters>,
+}
+
+/// What ended before the gateway heard of it, or without its doing.
+#[derive(Debug, Default)]
+pub(crate) struct ListenCounters {
+    /// TLS handshakes that failed or took too long.
+    pub(crate) handshakes_failed: AtomicU64,
+    /// Clients closed because too many handshakes were under way.
+    pub(crate) handshakes_refused: AtomicU64,
+    /// Clients closed because they did not read what was written to them.
+    pub(crate) writes_timed_out: AtomicU64,
 }
 
 /// Largest read; `logic::mqtt` takes no more at once.
@@ -41,6 +56,10 @@ pub(crate) const READ_LEN_MAX: usize = 64 * 1024;
 const READ_LEN_FIRST: usize = 4 * 1024;
 /// Time for a TLS handshake.
 const HANDSHAKE_LIMIT: Duration = Duration::from_secs(10);
+/// TLS handshakes at once, over all listeners: each costs some 30 KiB and milliseconds of a small processor.
+pub(crate) const HANDSHAKES_MAX: usize = 128;
+/// Time for a client to read what is written to it; it is not read from meanwhile.
+const WRITE_LIMIT: Duration = Duration::from_secs(30);
 /// Time to write the last bytes to a client that is to be closed.
 const LAST_WRITE_LIMIT: Duration = Duration::from_secs(2);
 /// Wait after an accept that failed for want of sockets or memory.
@@ -66,22 +85,41 @@ async fn greet(listener: Listener, stream: TcpStream, peer: SocketAddr, messages
         tracing::debug!(%peer, %err, "client is gone");
         return;
     }
-    let Some(tls) = listener.tls else {
-        return client(stream, listener.index, None, messages_tx).await;
+    let Listener { tls, index, handshakes, counters, .. } = listener;
+    let Some(tls) = tls else {
+        return client(stream, index, None, messages_tx, &counters).await;
     };
-    match timeout(HANDSHAKE_LIMIT, tls.accept(stream)).await {
+    // A place is for who has begun to speak, so that idle sockets do not keep sensors out.
+    let begun = timeout(HANDSHAKE_LIMIT, stream.readable()).await.is_ok_and(|readable| readable.is_ok());
+    if !begun {
+        counters.handshakes_failed.fetch_add(1, Relaxed);
+        return;
+    }
+    let Ok(Ok(place)) = timeout(HANDSHAKE_LIMIT, handshakes.acquire_owned()).await else {
+        counters.handshakes_refused.fetch_add(1, Relaxed);
+        return;
+    };
+    let shaken = timeout(HANDSHAKE_LIMIT, tls.accept(stream)).await;
+    drop(place);
+    match shaken {
         Ok(Ok(stream)) => {
             let certificate = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first()).map(|cert| cert.to_vec());
-            client(stream, listener.index, certificate, messages_tx).await;
+            return client(stream, index, certificate, messages_tx, &counters).await;
         }
         Ok(Err(err)) => tracing::debug!(%peer, %err, "TLS handshake failed"),
         Err(_) => tracing::debug!(%peer, "TLS handshake took too long"),
     }
+    counters.handshakes_failed.fetch_add(1, Relaxed);
 }
 
 /// Serves one client until either side ends it.
-async fn client<S>(stream: S, listener: usize, certificate: Option<Vec<u8>>, messages_tx: mpsc::Sender<Message>)
-where
+async fn client<S>(
+    stream: S,
+    listener: usize,
+    certificate: Option<Vec<u8>>,
+    messages_tx: mpsc::Sender<Message>,
+    counters: &ListenCounters,
+) where
     S: AsyncRead + AsyncWrite + Unpin,
 {
     // Bounded in effect: acknowledgements of what was read, and nothing is read while they are not written.
@@ -98,11 +136,14 @@ where
         tokio::select! {
             biased;
             command = commands_rx.recv() => match command {
-                Some(ClientCommand::Write(bytes)) => {
-                    if writer.write_all(&bytes).await.is_err() {
+                Some(ClientCommand::Write(bytes)) => match timeout(WRITE_LIMIT, writer.write_all(&bytes)).await {
+                    Ok(Ok(())) => {}
+                    Ok(Err(_)) => break,
+                    Err(_) => {
+                        counters.writes_timed_out.fetch_add(1, Relaxed);
                         break;
                     }
-                }
+                },
                 Some(ClientCommand::Read(buffer)) => wanted = Some(buffer.unwrap_or_default()),
                 Some(ClientCommand::Close) | None => {
                     let _ = timeout(LAST_WRITE_LIMIT, writer.shutdown()).await;

@@ -74,7 +74,7 @@ fn environment(path: &Path) -> Result<Environment, LibraryError> {
 
 /// Libraries from 1.29 on start their telemetry with the environment, whatever the API is told; only the variable helps.
 fn telemetry_is_off(path: &Path) -> Result<(), LibraryError> {
-    let version = minor_version(ort::info());
+    let version = minor_version(ort::info()).or_else(|| minor_version_of_file(path));
     if version.is_some_and(|minor| minor < FIRST_WITH_TELEMETRY) || telemetry_disabled() {
         return Ok(());
     }
@@ -84,6 +84,14 @@ fn telemetry_is_off(path: &Path) -> Result<(), LibraryError> {
 /// The `29` of `... git-branch=rel-1.29.0, ...`; `None` for builds that do not say.
 fn minor_version(build_info: &str) -> Option<u32> {
     let (_, release) = build_info.split_once("git-branch=rel-1.")?;
+    release.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
+}
+
+/// The `23` of `libonnxruntime.so.1.23.2`: the released builds do not say their branch. Our own programs set the variable
+/// before anything else, so a file with a wrong name is the only way past this, and only for other programs.
+fn minor_version_of_file(path: &Path) -> Option<u32> {
+    let real = path.canonicalize().ok()?;
+    let (_, release) = real.file_name()?.to_str()?.split_once(".so.1.")?;
     release.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
 }
 
@@ -133,5 +141,20 @@ mod tests {
         assert_eq!(minor_version(info), Some(23));
         assert_eq!(minor_version("ORT Build Info: git-branch=HEAD, build type=Release"), None);
         assert_eq!(minor_version("git-branch=rel-1."), None);
+    }
+
+    #[test]
+    fn a_build_that_does_not_say_is_known_by_the_name_of_its_file() {
+        let dir = tempfile::tempdir().expect("there is room");
+        for (name, minor) in
+            [("libonnxruntime.so.1.23.2", Some(23)), ("libonnxruntime.so.1.31", Some(31)), ("libonnxruntime.so", None)]
+        {
+            let file = dir.path().join(name);
+            std::fs::write(&file, "").expect("there is room");
+            assert_eq!(minor_version_of_file(&file), minor, "{name}");
+            let link = dir.path().join(format!("link to {name}"));
+            std::os::unix::fs::symlink(&file, &link).expect("links can be made");
+            assert_eq!(minor_version_of_file(&link), minor, "a link to {name}");
+        }
     }
 }

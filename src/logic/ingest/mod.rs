@@ -17,6 +17,7 @@ use crate::mqtt::{
 };
 use crate::plan::Plan;
 use crate::policy::Policy;
+use crate::window::WindowCounters;
 
 pub use streams::{InferJob, Verdict};
 
@@ -95,11 +96,23 @@ impl FateCounters {
     }
 }
 
+/// What became of a stream's samples on their way into windows and aggregates.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct SampleCounts {
+    /// In windows.
+    pub windows: WindowCounters,
+    /// Samples too late for their aggregate, folded into the open one.
+    pub aggregate_late: u64,
+    /// Times that a device's clock fell back and an older span was opened again.
+    pub aggregate_jumps_back: u64,
+}
+
 /// A message that waits for a record it was folded into.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Waiting {
     conn: ConnId,
     ticket: u64,
+    since_us: u64,
 }
 
 /// A payload that could not be used.
@@ -295,7 +308,8 @@ impl Ingest {
                 }),
                 Event::Publish(publish) => {
                     let user = user.expect("a connection publishes only once it is let in");
-                    let waiting = (publish.qos == 1).then(|| Waiting { conn, ticket: acks.next_ticket() });
+                    let waiting =
+                        (publish.qos == 1).then(|| Waiting { conn, ticket: acks.next_ticket(), since_us: now.service_us });
                     let ack = take_in(now, plan, lanes, router, streams, (totals, inspected), user, &publish, waiting);
                     if publish.qos == 1 {
                         acks.push(publish.packet_id, ack);
@@ -493,6 +507,12 @@ impl Ingest {
         self.streams.counters(stream)
     }
 
+    /// What became of each stream's samples on their way into windows and aggregates, over all its devices. Looks at every
+    /// device: for a status page, not for the path of a message.
+    pub fn sample_counts(&self) -> Vec<SampleCounts> {
+        self.streams.sample_counts()
+    }
+
     /// Verdicts given, and windows that could not be scored, since start.
     pub fn verdicts(&self) -> (u64, u64) {
         (self.streams.verdicts, self.streams.verdict_errors)
@@ -501,6 +521,11 @@ impl Ingest {
     /// Windows being scored now.
     pub fn pending_windows(&self) -> usize {
         self.streams.pending_len()
+    }
+
+    /// True while nothing more is read, because memory or the queue of windows is full.
+    pub fn is_full(&self) -> bool {
+        self.full
     }
 
     /// Connections now.

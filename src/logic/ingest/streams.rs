@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use foldhash::fast::FixedState;
 
-use super::{Fate, FateCounters, Moment, Rejected, Waiting};
+use super::{Fate, FateCounters, Moment, Rejected, SampleCounts, Waiting};
 use crate::block::{NewRecord, RecordKind};
 use crate::ids::Class;
 use crate::lanes::Lanes;
@@ -124,6 +124,23 @@ impl Streams {
         self.streams[usize::from(stream)].counters
     }
 
+    /// For each stream, in one pass over all devices.
+    pub(super) fn sample_counts(&self) -> Vec<SampleCounts> {
+        let mut counts = vec![SampleCounts::default(); self.streams.len()];
+        for source in &self.sources {
+            let count = &mut counts[usize::from(source.stream)];
+            if let Some(windower) = &source.windower {
+                count.windows.add(&windower.counters());
+            }
+            if let Some(aggregator) = &source.aggregator {
+                let of_source = aggregator.counters();
+                count.aggregate_late += of_source.late;
+                count.aggregate_jumps_back += of_source.jumps_back;
+            }
+        }
+        counts
+    }
+
     /// The stream's lowest-cost way from payload to records; says when its sender is to be acknowledged.
     pub(super) fn message(
         &mut self,
@@ -163,7 +180,7 @@ impl Streams {
             ack = Some(Ack::WhenSafe { lane: entry.lane, seq });
             stream.counters.add(Fate::Kept);
         }
-        let mut folds = false;
+        let (mut folds, mut completes_window) = (false, false);
         if entry.fidelity == StreamFidelity::Aggregate && has_values {
             folds = true;
             let mut closed: Vec<Aggregate> = Vec::new();
@@ -171,8 +188,9 @@ impl Streams {
                 let aggregator = source.aggregator.get_or_insert_with(|| Aggregator::new(*spec));
                 aggregator.push_message(&self.samples, received_us, |aggregate| closed.push(aggregate));
             }
-            let service_time = now.wall_offset_us.is_none() && self.samples.time_us().is_none();
+            let is_own_time = self.samples.time_us().is_some();
             for aggregate in closed {
+                let service_time = !is_own_time && is_service_time(&aggregate);
                 let seq = push_aggregate(lanes, now, entry.lane, &base, &aggregate, service_time, &mut self.payload);
                 stream.counters.add(Fate::Aggregate);
                 let ack = Ack::WhenSafe { lane: entry.lane, seq };
@@ -187,6 +205,7 @@ impl Streams {
             let service_time = now.wall_offset_us.is_none() && self.samples.time_us().is_none();
             let windower = source.windower.get_or_insert_with(|| Windower::new(model.window.clone()));
             let (jobs, pending, next_job) = (&mut self.jobs, &mut self.pending, &mut self.next_job);
+            let completed = &mut completes_window;
             windower.push_message(&self.samples, received_us, &mut self.window, |window| {
                 let encoded = stream.keeps_windows.then(|| {
                     let mut bytes = Vec::new();
@@ -204,23 +223,21 @@ impl Streams {
                 });
                 jobs.push(InferJob { job: *next_job, model: model.index, window: window.values.to_vec() });
                 *next_job += 1;
+                *completed = true;
             });
+        }
+        let waits =
+            waiting.filter(|_| ack.is_none() && folds && stream.policy.ack_record && source.waiting.len() < WAITING_MAX);
+        source.waiting.extend(waits);
+        if completes_window && let Some(last) = self.pending.back_mut() {
+            // The window has its job: who is part of it waits for its verdict.
+            last.waiting.append(&mut source.waiting);
         }
         if let Some(ack) = ack {
             return Ok(ack);
         }
         stream.counters.add(if folds { Fate::Folded } else { Fate::Filtered });
-        Ok(match waiting {
-            Some(waiting) if folds && stream.policy.ack_record && source.waiting.len() < WAITING_MAX => {
-                source.waiting.push(waiting);
-                // A window that this message completed already has its job: the message waits for that verdict.
-                if let Some(last) = self.pending.back_mut().filter(|p| p.source == source_index && p.waiting.is_empty()) {
-                    last.waiting.append(&mut source.waiting);
-                }
-                Ack::Later
-            }
-            _ => Ack::Now(PubAck::Success),
-        })
+        Ok(if waits.is_some() { Ack::Later } else { Ack::Now(PubAck::Success) })
     }
 
     fn source(&mut self, stream: u16, device: DeviceIndex, key: &str) -> u32 {
@@ -270,7 +287,6 @@ impl Streams {
         }
         let model = stream.policy.model.as_ref();
         if let (Some(verdict), Some(model)) = (verdict, model) {
-            self.verdicts += 1;
             self.payload.clear();
             let encoded = VerdictRecord {
                 model: model.name.clone(),
@@ -286,7 +302,10 @@ impl Streams {
                 (record.kind, record.payload) = (RecordKind::Verdict, &self.payload);
                 let seq = lanes.push(now.service_us, lane, &record);
                 stream.counters.add(Fate::Verdict);
+                self.verdicts += 1;
                 ack = Ack::WhenSafe { lane, seq };
+            } else {
+                self.verdict_errors += 1;
             }
         } else {
             self.verdict_errors += 1;
@@ -298,6 +317,11 @@ impl Streams {
     pub(super) fn close_aggregates(&mut self, now: Moment, plan: &Plan, lanes: &mut Lanes, all: bool) {
         let received_us = now.event_us();
         for (index, source) in self.sources.iter_mut().enumerate() {
+            if source.windower.is_some() && source.aggregator.is_none() {
+                // A window may never be completed; an aggregate always closes.
+                let late = source.waiting.iter().take_while(|w| all || w.since_us + WINDOW_WAIT_US <= now.service_us).count();
+                self.resolved.extend(source.waiting.drain(..late).map(|waiting| (waiting, Ack::Now(PubAck::Success))));
+            }
             let Some(aggregator) = &mut source.aggregator else { continue };
             let closed = if all { aggregator.flush() } else { aggregator.close_if_older(received_us) };
             let Some(aggregate) = closed else { continue };
@@ -312,8 +336,7 @@ impl Streams {
                 at_us: now.service_us,
                 payload: &[],
             };
-            // The aggregate's own times tell which clock they are of: service time starts near zero.
-            let service_time = now.wall_offset_us.is_none() && aggregate.start_us < SERVICE_US_MAX;
+            let service_time = is_service_time(&aggregate);
             let seq = push_aggregate(lanes, now, lane, &base, &aggregate, service_time, &mut self.payload);
             stream.counters.add(Fate::Aggregate);
             let ack = Ack::WhenSafe { lane, seq };
@@ -324,6 +347,9 @@ impl Streams {
 
 /// Messages of one device that may wait for the record they are folded into; beyond it they are acknowledged at once.
 const WAITING_MAX: usize = 4_096;
+/// How long a message may wait for its window to be completed; then it is acknowledged as on receipt, because its sender may
+/// be what keeps the window open: by waiting for each PUBACK, or by its in-flight limit.
+const WINDOW_WAIT_US: u64 = 5_000_000;
 /// No box has counted 30 years of service.
 const SERVICE_US_MAX: i64 = 30 * 366 * 86_400 * 1_000_000;
 
@@ -337,6 +363,12 @@ impl Stream {
             counters: FateCounters::default(),
         }
     }
+}
+
+/// An aggregate's times tell which clock it was opened by, which need not be the one it is closed by: service time starts near
+/// zero.
+fn is_service_time(aggregate: &Aggregate) -> bool {
+    aggregate.start_us < SERVICE_US_MAX
 }
 
 fn push_aggregate(

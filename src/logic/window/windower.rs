@@ -53,6 +53,20 @@ pub struct WindowCounters {
     pub squeezed: u64,
 }
 
+impl WindowCounters {
+    /// Adds another device's counts to these.
+    pub fn add(&mut self, other: &WindowCounters) {
+        self.samples += other.samples;
+        self.windows += other.windows;
+        self.gaps += other.gaps;
+        self.jumps_back += other.jumps_back;
+        self.late += other.late;
+        self.duplicates += other.duplicates;
+        self.reordered += other.reordered;
+        self.squeezed += other.squeezed;
+    }
+}
+
 /// The window under construction of one device of a stream.
 ///
 /// Holds `length x (4 x channels + 8)` bytes from its first sample on ([`WindowSpec::device_bytes`]), and never more. A

@@ -176,7 +176,7 @@ fn lanes_uplinks_and_times_that_cannot_work_are_refused() {
             "\"836MiB\"",
         ),
         ("[buffer]\nsize_limit = \"256MiB\"", 2, "come to 224MiB", "set buffer.size_limit to \"498MiB\""),
-        ("[buffer]\nmemory = \"256KiB\"", 2, "256KiB is not within 512KiB to 1GiB", "8 blocks"),
+        ("[buffer]\nmemory = \"256KiB\"", 2, "256KiB is not within 1MiB to 1GiB", "8 blocks"),
         ("[buffer]\ncache = \"1GiB\"", 2, "1GiB is not within 1MiB to 256MiB", "4MiB is enough"),
         ("[session]\nping = \"5s\"", 1, "silence of 5s is not longer than two pings of 5s", "more than \"10s\""),
         ("[session]\nsilence = \"1m\"", 2, "1m is not within 500ms to 12s", "QUIC ends a connection"),
