@@ -25,7 +25,7 @@ use weir_host::tls::{self, ClientCerts, Credentials, IdentityError, TlsError, Tl
 use weir_infer::{Model, Worker};
 use weir_logic::gateway::{Gateway, Start};
 use weir_logic::ids::Epoch;
-use weir_logic::ingest::{Moment, RouteError};
+use weir_logic::ingest::RouteError;
 use weir_logic::mqtt::UserIndex;
 use weir_logic::wire;
 
@@ -33,7 +33,7 @@ use crate::config::{Config, ListenTls, ModelInfo, PolicyError};
 use crate::shell::auth::Users;
 use crate::shell::listen::{HANDSHAKES_MAX, ListenCounters, Listener};
 use crate::shell::uplink::UplinkTarget;
-use crate::shell::{Driver, DriverParts, InferBatch, UplinkHandle};
+use crate::shell::{Driver, DriverParts, InferBatch, UplinkHandle, moment};
 use crate::status::{Status, StoreStatus, UplinkStatus};
 use crate::store::{OpenError, Store, StoreOptions, StoreThread};
 
@@ -290,11 +290,6 @@ fn clock(opened: &store::Opened, identity: Option<&Identity>) -> Clock {
     let expires_us = identity.map_or(u64::MAX, |identity| identity.credentials.not_after_s().saturating_mul(1_000_000));
     let seen_us = if seen_us > expires_us { 0 } else { seen_us };
     Clock::start(Some(&mark)).with_wall_floor_us(seen_us.saturating_sub(CORRECTION_US).max(issued_us))
-}
-
-fn moment(clock: &Clock) -> Moment {
-    let (service_us, wall) = (clock.now_us(), clock.wall());
-    Moment { service_us, wall_offset_us: wall.trusted.then(|| wall.unix_us as i64 - service_us as i64) }
 }
 
 fn random() -> Result<u64, StartError> {

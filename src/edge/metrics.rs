@@ -23,8 +23,15 @@ fn process(status: &Status, out: &mut MetricsText) {
     out.gauge("weir_service_seconds", "Time in service over all runs.", status.service_us as f64 / 1e6);
     out.gauge("weir_clock_trusted", "1 if the wall clock is trusted.", f64::from(u8::from(status.wall_trusted)));
     out.gauge("weir_buffer_memory_bytes", "Bytes that lanes hold in memory.", status.memory_bytes as f64);
-    out.counter("weir_buffer_memory_full_total", "Times that sockets were not read for want of memory.", status.memory_full);
+    out.counter(
+        "weir_buffer_memory_full_total",
+        "Times that sockets were not read because memory or the queue of windows was full.",
+        status.memory_full,
+    );
     out.gauge("weir_buffer_disk_full", "1 if the disk refuses data.", f64::from(u8::from(status.disk_full)));
+    let failing = f64::from(u8::from(status.commit_failing));
+    out.gauge("weir_buffer_commit_failing", "1 if the last transaction failed and none has worked since.", failing);
+    out.gauge("weir_buffer_damaged_count", "Blocks that could not be read at start.", status.damaged_blocks as f64);
     out.gauge("weir_buffer_voids_count", "Voids the cloud has not acknowledged.", status.voids as f64);
     out.counter("weir_buffer_commits_total", "Transactions committed.", status.store.commits);
     out.counter("weir_buffer_commit_failures_total", "Transactions that failed.", status.store.commit_failures);
@@ -132,7 +139,9 @@ fn models(status: &Status, out: &mut MetricsText) {
     let counters: [Each<ModelStatus, u64>; 4] = [
         Each("weir_infer_windows_total", "Windows scored.", |m| m.rows),
         Each("weir_infer_errors_total", "Windows that failed.", |m| m.errors),
-        Each("weir_infer_refused_total", "Windows refused because the queue was full.", |m| m.refused),
+        Each("weir_infer_refused_total", "Times that a window found the queue full; it waits and is tried again.", |m| {
+            m.refused
+        }),
         Each("weir_infer_batches_total", "Batches run.", |m| m.batches),
     ];
     for Each(name, help, value) in counters {

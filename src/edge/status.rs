@@ -31,7 +31,7 @@ pub struct Status {
     pub wall_us: u64,
     /// Bytes that lanes hold in memory.
     pub memory_bytes: u64,
-    /// Times that memory was full and sockets were not read.
+    /// Times that memory or the queue of windows was full and sockets were not read.
     pub memory_full: u64,
     /// True if the disk has refused the last transaction for lack of space.
     pub disk_full: bool,
@@ -206,7 +206,7 @@ pub struct ModelStatus {
     pub rows: u64,
     /// Windows that failed.
     pub errors: u64,
-    /// Windows refused because the queue was full.
+    /// Times that a window found the queue full; it waits and is tried again.
     pub refused: u64,
     /// Batches run.
     pub batches: u64,

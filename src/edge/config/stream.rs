@@ -81,7 +81,7 @@ pub struct Infer {
     pub backend: Backend,
     /// The ONNX Runtime library; `None` for the usual places.
     pub library: Option<PathBuf>,
-    /// Windows that may wait for each model; what comes when it is full is not scored, and counted.
+    /// Windows that may wait for each model; what comes when it is full waits, and then sockets are not read.
     pub queue_windows_max: usize,
     /// Windows that a model scores at once.
     pub batch_windows_max: usize,

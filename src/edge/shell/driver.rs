@@ -237,12 +237,13 @@ impl Driver {
 
     fn inferred(&mut self, now: Moment, batch: InferBatch) {
         self.submit(batch.model);
-        let manifest = self.parts.models[batch.model].manifest();
-        let labels: Vec<_> = manifest.output.labels.clone();
+        let DriverParts { models, gateway, .. } = &mut self.parts;
+        let manifest = models[batch.model].manifest();
         for Outcome { id, result, .. } in batch.outcomes {
             let verdict = match result {
                 Ok(answer) => {
-                    let label = answer.verdict.label.and_then(|index| labels.get(index)).map_or("", String::as_str);
+                    let label =
+                        answer.verdict.label.and_then(|index| manifest.output.labels.get(index)).map_or("", String::as_str);
                     Some(Verdict { label: label.into(), score: answer.verdict.score, confidence: answer.verdict.confidence })
                 }
                 Err(err) => {
@@ -250,7 +251,7 @@ impl Driver {
                     None
                 }
             };
-            self.parts.gateway.handle(now, Input::Inferred { job: id, verdict });
+            gateway.handle(now, Input::Inferred { job: id, verdict });
         }
     }
 
@@ -412,7 +413,8 @@ async fn next_uplink_event(uplinks: &mut [UplinkHandle]) -> (usize, u64, UplinkE
     .await
 }
 
-fn moment(clock: &Clock) -> Moment {
+/// Now, by both clocks.
+pub(crate) fn moment(clock: &Clock) -> Moment {
     let (service_us, wall) = (clock.now_us(), clock.wall());
     Moment { service_us, wall_offset_us: wall.trusted.then(|| wall.unix_us as i64 - service_us as i64) }
 }

@@ -9,7 +9,7 @@ mod driver;
 pub(crate) mod listen;
 pub(crate) mod uplink;
 
-pub(crate) use driver::{Driver, DriverParts, InferBatch, UplinkHandle};
+pub(crate) use driver::{Driver, DriverParts, InferBatch, UplinkHandle, moment};
 
 use tokio::sync::{mpsc, oneshot};
 use weir_logic::ingest::ConnId;

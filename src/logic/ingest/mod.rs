@@ -419,7 +419,7 @@ impl Ingest {
 
     fn note_full(&mut self, lanes: &Lanes) {
         let full = self.lacks_room(lanes);
-        self.totals.full += u64::from(full && !self.full);
+        self.totals.full += u64::from(full && !self.full && !self.stopping);
         self.full = full;
     }
 
