@@ -18,6 +18,10 @@ use bytes::Bytes;
 use crate::ids::{BlockKey, Class, Epoch};
 use crate::varint;
 
+pub use body::BodyWriter;
+
+mod body;
+
 /// Length of a block's header in bytes.
 pub const HEADER_LEN: usize = 64;
 /// Largest raw body; also what a decoder allocates at most. One record of the largest MQTT payload (256 KiB by default,

@@ -15,6 +15,7 @@ pub mod policy;
 pub mod ranges;
 pub mod receive;
 pub mod store;
+pub mod thin;
 pub mod uplink;
 pub mod window;
 pub mod wire;

@@ -74,6 +74,19 @@ impl Aggregate {
         Ok(())
     }
 
+    /// All rows of one message received at `received_us`; `None` if it has none. The span is that of its rows.
+    pub fn of_message(samples: &Samples, received_us: i64) -> Option<Aggregate> {
+        let mut rows = samples.iter(received_us);
+        let (time_us, row) = rows.next()?;
+        let mut aggregate = Aggregate::new(time_us, time_us.saturating_add(1), time_us, row);
+        for (time_us, row) in rows {
+            aggregate.add(time_us, row);
+        }
+        aggregate.end_us = aggregate.last_us.saturating_add(1);
+        aggregate.start_us = aggregate.first_us;
+        Some(aggregate)
+    }
+
     fn new(start_us: i64, end_us: i64, time_us: i64, row: &[f64]) -> Aggregate {
         let channels = row.iter().map(|value| ChannelAggregate::new(*value)).collect();
         Aggregate { start_us, end_us, first_us: time_us, last_us: time_us, count: 1, channels }

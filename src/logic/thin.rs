@@ -1,0 +1,267 @@
+//! Thinning: a block's raw records, described more coarsely.
+//!
+//! What waits for the uplink is stored as it came; how finely it is sent is decided when it is handed over, and then its
+//! block is rewritten here. The result has the range of the original, so that it is acknowledged and found to be a repetition
+//! in the same way, and fewer records: sequence numbers that are left out were thinned, not lost.
+//!
+//! - `OneIn(n)` keeps every n-th message of each device, counted over blocks, so that devices which take turns all stay.
+//! - `Aggregate` folds [`GROUP_LEN`] messages of a device into minimum, maximum, mean and count. It has the sequence number
+//!   of the last of them. Fewer than [`GROUP_LEN_MIN`] in a block are thinned to one in four: an aggregate of them would be
+//!   no smaller.
+//! - Only raw messages are thinned. Aggregates, verdicts and windows that a rule asked for are kept as they are, and so is a
+//!   message that cannot be decoded. At least one record stays, because a block without records is not a block.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use foldhash::fast::FixedState;
+
+use crate::block::{BlockError, BlockHeader, BodyWriter, Codec, Fidelity, Record, RecordKind};
+use crate::payload::{Decoder, PayloadFormat, Samples};
+use crate::policy::StreamPolicy;
+use crate::window::Aggregate;
+
+/// What is done to the raw messages of a stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Thinning {
+    /// All are kept.
+    None,
+    /// Every n-th of a device is kept.
+    OneIn(u32),
+    /// They are folded into aggregates.
+    Aggregate,
+}
+
+/// A block after thinning.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Thinned {
+    /// Its header: key, last number and times of the original.
+    pub header: BlockHeader,
+    /// The block.
+    pub block: Bytes,
+    /// Records of the original that it lacks.
+    pub removed: u32,
+}
+
+/// Messages in one aggregate: 16 of them come to about a sixteenth of their bytes (`DECISIONS`: the ladder's fourth step).
+pub const GROUP_LEN: usize = 16;
+/// Fewest messages in one aggregate.
+pub const GROUP_LEN_MIN: usize = 4;
+/// Devices whose turn is remembered; when there are more, all begin anew, which costs a message each.
+const PHASES_MAX: usize = 16_384;
+
+/// Rewrites blocks; keeps its work space from one to the next.
+#[derive(Debug)]
+pub struct Thinner {
+    streams: HashMap<Arc<str>, u16, FixedState>,
+    /// `None` for opaque payloads, which cannot be aggregated.
+    decoders: Vec<Option<Decoder>>,
+    /// Messages seen by stream and device, for `OneIn`.
+    phases: HashMap<(u16, String), u32, FixedState>,
+    samples: Samples,
+    body: BodyWriter,
+    payload: Vec<u8>,
+}
+
+/// What becomes of one record.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Fate {
+    Keep,
+    Drop,
+    /// Written as the aggregate with this index if it is the aggregate's last message.
+    Fold(usize),
+}
+
+/// One device of one stream in the block at hand.
+#[derive(Debug)]
+struct Source<'a> {
+    device: &'a str,
+    index: Option<u16>,
+    thinning: Thinning,
+    /// Messages of it so far, for `OneIn`.
+    phase: u32,
+    /// Raw messages of it in the block.
+    count: usize,
+    /// Of them, those that were looked at.
+    seen: usize,
+    open: Option<usize>,
+}
+
+/// An aggregate being folded.
+#[derive(Debug)]
+struct Group {
+    aggregate: Aggregate,
+    service_time: bool,
+    /// Index of its last record.
+    last: usize,
+    len: usize,
+}
+
+impl Thinner {
+    /// For these streams, by name; those it does not know are left as they are.
+    pub fn new(policies: &[StreamPolicy], seed: u64) -> Self {
+        let decoder = |policy: &StreamPolicy| match policy.format {
+            PayloadFormat::Opaque(_) => None,
+            _ => Decoder::new(&policy.format).ok(),
+        };
+        let mut streams = HashMap::with_hasher(FixedState::with_seed(seed));
+        streams.extend(policies.iter().enumerate().map(|(index, policy)| (policy.name.clone(), index as u16)));
+        Thinner {
+            streams,
+            decoders: policies.iter().map(decoder).collect(),
+            phases: HashMap::with_hasher(FixedState::with_seed(seed)),
+            samples: Samples::new(),
+            body: BodyWriter::default(),
+            payload: Vec::new(),
+        }
+    }
+
+    /// Rewrites `block` as `thinning` says for each stream's index; `None` if nothing is left out by that.
+    ///
+    /// # Errors
+    /// If the block is damaged.
+    pub fn thin(
+        &mut self,
+        codec: &mut Codec,
+        block: &[u8],
+        thinning: impl Fn(u16) -> Thinning,
+    ) -> Result<Option<Thinned>, BlockError> {
+        let (header, records) = codec.open(block)?;
+        let records: Vec<Record<'_>> = records.collect::<Result<_, _>>()?;
+        let (mut sources, source_of) = self.sources(&records, thinning);
+        if sources.iter().all(|source| source.thinning == Thinning::None) {
+            return Ok(None);
+        }
+        let (fates, mut groups) = self.decide(&header, &records, &mut sources, &source_of);
+        self.body.clear();
+        for (at, (record, fate)) in records.iter().zip(&fates).enumerate() {
+            match *fate {
+                Fate::Drop => {}
+                Fate::Keep => self.body.push(record),
+                Fate::Fold(group) if groups[group].last == at => {
+                    let Group { aggregate, service_time, .. } = &mut groups[group];
+                    self.payload.clear();
+                    aggregate.encode(&mut self.payload);
+                    let kind = RecordKind::Aggregate;
+                    self.body.push(&Record { kind, service_time: *service_time, payload: &self.payload, ..*record });
+                }
+                Fate::Fold(_) => {}
+            }
+        }
+        if self.body.count() == 0
+            && let Some(last) = records.last()
+        {
+            self.body.push(last);
+        }
+        let removed = header.count.saturating_sub(self.body.count());
+        if removed == 0 {
+            return Ok(None);
+        }
+        let header = BlockHeader {
+            count: self.body.count(),
+            raw_len: self.body.raw().len() as u32,
+            fidelity: Fidelity::Thinned,
+            ..header
+        };
+        drop(records);
+        let block = codec.seal(&header, self.body.raw());
+        Ok(Some(Thinned { header, block, removed }))
+    }
+
+    /// The block's sources with their number of raw messages, and each record's source.
+    fn sources<'a>(&mut self, records: &[Record<'a>], thinning: impl Fn(u16) -> Thinning) -> (Vec<Source<'a>>, Vec<usize>) {
+        let mut sources: Vec<Source<'a>> = Vec::new();
+        let mut by_name: HashMap<(&str, &str), usize, FixedState> = HashMap::default();
+        let mut source_of = Vec::with_capacity(records.len());
+        for record in records {
+            let at = *by_name.entry((record.stream, record.device)).or_insert_with(|| {
+                let index = self.streams.get(record.stream).copied();
+                let thinning = index.map_or(Thinning::None, &thinning);
+                let device = record.device;
+                sources.push(Source { device, index, thinning, phase: 0, count: 0, seen: 0, open: None });
+                sources.len() - 1
+            });
+            sources[at].count += usize::from(record.kind == RecordKind::Raw);
+            source_of.push(at);
+        }
+        for source in &mut sources {
+            let decodes = source.index.is_some_and(|index| self.decoders[usize::from(index)].is_some());
+            if source.thinning == Thinning::Aggregate && (!decodes || source.count < GROUP_LEN_MIN) {
+                source.thinning = Thinning::OneIn(4);
+            }
+            if let (Some(index), Thinning::OneIn(_)) = (source.index, source.thinning) {
+                if self.phases.len() >= PHASES_MAX {
+                    self.phases.clear();
+                }
+                let phase = self.phases.entry((index, source.device.to_owned())).or_default();
+                source.phase = *phase;
+                *phase = phase.wrapping_add(source.count as u32);
+            }
+        }
+        (sources, source_of)
+    }
+
+    fn decide(
+        &mut self,
+        header: &BlockHeader,
+        records: &[Record<'_>],
+        sources: &mut [Source<'_>],
+        source_of: &[usize],
+    ) -> (Vec<Fate>, Vec<Group>) {
+        let mut groups: Vec<Group> = Vec::new();
+        let mut fates = Vec::with_capacity(records.len());
+        for (at, record) in records.iter().enumerate() {
+            let source = &mut sources[source_of[at]];
+            let fate = match source.thinning {
+                _ if record.kind != RecordKind::Raw => Fate::Keep,
+                Thinning::None => Fate::Keep,
+                Thinning::OneIn(n) => source.take_turn(n),
+                Thinning::Aggregate => self.fold(header, at, record, source, &mut groups),
+            };
+            source.seen += usize::from(record.kind == RecordKind::Raw);
+            fates.push(fate);
+        }
+        (fates, groups)
+    }
+
+    fn fold(
+        &mut self,
+        header: &BlockHeader,
+        at: usize,
+        record: &Record<'_>,
+        source: &mut Source<'_>,
+        groups: &mut Vec<Group>,
+    ) -> Fate {
+        let decoder = source.index.and_then(|index| self.decoders[usize::from(index)].as_ref());
+        let received_us = record.at_us as i64;
+        let received_us = header.wall_offset_us.map_or(received_us, |offset| received_us.saturating_add(offset));
+        if decoder.is_none_or(|decoder| decoder.decode(record.payload, &mut self.samples).is_err()) {
+            return Fate::Keep;
+        }
+        let Some(folded) = Aggregate::of_message(&self.samples, received_us) else { return Fate::Keep };
+        // What would be left over for a group of its own is taken into the one before.
+        let is_full = |group: &Group| group.len >= GROUP_LEN && source.count - source.seen >= GROUP_LEN_MIN;
+        if let Some(open) = source.open
+            && !is_full(&groups[open])
+            && groups[open].aggregate.merge(&folded).is_ok()
+        {
+            (groups[open].last, groups[open].len) = (at, groups[open].len + 1);
+            return Fate::Fold(open);
+        }
+        let service_time = header.wall_offset_us.is_none() && self.samples.time_us().is_none();
+        source.open = Some(groups.len());
+        groups.push(Group { aggregate: folded, service_time, last: at, len: 1 });
+        Fate::Fold(groups.len() - 1)
+    }
+}
+
+impl Source<'_> {
+    fn take_turn(&self, n: u32) -> Fate {
+        let turn = self.phase.wrapping_add(self.seen as u32);
+        if turn.is_multiple_of(n.max(1)) { Fate::Keep } else { Fate::Drop }
+    }
+}
+
+#[cfg(test)]
+mod tests;
