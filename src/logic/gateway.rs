@@ -7,13 +7,13 @@ use std::collections::VecDeque;
 
 use bytes::Bytes;
 
-use crate::ids::{BlockKey, Class, Epoch, PerClass, Void};
+use crate::ids::{BlockKey, Class, Epoch, PerClass};
 use crate::ingest::{ConnId, InferJob, Ingest, Moment, RouteError, Verdict};
-use crate::lanes::{Flow, Lanes, Outgoing};
+use crate::lanes::{Flow, Found, Lanes, Outgoing};
 use crate::mqtt::{AuthRefusal, Close, UserIndex};
 use crate::plan::{Plan, Reason, plan};
 use crate::policy::Policy;
-use crate::store::{CommitRequest, Held, StoreError};
+use crate::store::{CommitRequest, StoreError};
 use crate::uplink::{DownReason, Session, SessionOutput};
 
 /// What happened.
@@ -224,10 +224,8 @@ pub struct Start<'a> {
     pub seed: u64,
     /// Version of the software, told to the cloud.
     pub software: &'a str,
-    /// Blocks found in the buffer, oldest first.
-    pub held: &'a [Held],
-    /// Voids found in the buffer.
-    pub voids: &'a [Void],
+    /// What the buffer held.
+    pub found: Found<'a>,
 }
 
 /// The composition: ingest, lanes, uplinks and the plan between them.
@@ -262,7 +260,7 @@ impl Gateway {
     pub fn new(now: Moment, policy: Policy, start: &Start<'_>) -> Result<Self, RouteError> {
         let now_us = now.service_us;
         let ingest = Ingest::new(now_us, start.epoch, &policy, start.seed)?;
-        let lanes = Lanes::new(now_us, start.epoch, policy.lanes, policy.lanes_limits, start.held, start.voids);
+        let lanes = Lanes::new(now_us, start.epoch, policy.lanes, policy.lanes_limits, start.found);
         let uplinks =
             (0..policy.uplinks).map(|i| Session::new(now_us, policy.session, start.seed.wrapping_add(i as u64))).collect();
         let plan = plan(&policy, None);
