@@ -26,6 +26,7 @@ use weir_infer::{Model, Worker};
 use weir_logic::gateway::{Gateway, Start};
 use weir_logic::ids::Epoch;
 use weir_logic::ingest::RouteError;
+use weir_logic::lanes::Found;
 use weir_logic::mqtt::UserIndex;
 use weir_logic::wire;
 
@@ -173,7 +174,7 @@ impl Edge {
             base_status.damaged_blocks = opened.damaged.len() as u64;
             tracing::error!(
                 count = opened.damaged.len(),
-                "blocks in the buffer are damaged and lost; `weir buffer verify` names them"
+                "blocks in the buffer are damaged: their records are lost, and the cloud is told so as `corrupt` voids"
             );
         }
         tracing::info!(blocks = opened.held.len(), voids = opened.voids.len(), took_ms = opened.open_ms, "buffer is open");
@@ -188,7 +189,8 @@ impl Edge {
         let (infer_tx, infer_rx) = mpsc::channel(INFER_LEN);
         let (models, infos) = start_models(config, &infer_tx)?;
         let policy = config.policy(&infos)?;
-        let start = Start { epoch, seed: random()?, software: SOFTWARE, held: &opened.held, voids: &opened.voids };
+        let found = Found { held: &opened.held, voids: &opened.voids, damaged: &opened.damaged };
+        let start = Start { epoch, seed: random()?, software: SOFTWARE, found };
         let gateway = Gateway::new(now, policy, &start)?;
         base_status.epoch = format!("{:016x}", epoch.0);
 

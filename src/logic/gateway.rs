@@ -7,13 +7,13 @@ use std::collections::VecDeque;
 
 use bytes::Bytes;
 
-use crate::ids::{BlockKey, Class, Epoch, PerClass, Void};
+use crate::ids::{BlockKey, Class, Epoch, PerClass};
 use crate::ingest::{ConnId, InferJob, Ingest, Moment, RouteError, Verdict};
-use crate::lanes::{Flow, Lanes, Outgoing};
+use crate::lanes::{Flow, Found, Lanes, Outgoing};
 use crate::mqtt::{AuthRefusal, Close, UserIndex};
 use crate::plan::{Plan, Reason, plan};
 use crate::policy::Policy;
-use crate::store::{CommitRequest, Held, StoreError};
+use crate::store::{CommitRequest, StoreError};
 use crate::uplink::{DownReason, Session, SessionOutput};
 
 /// What happened.
@@ -224,10 +224,8 @@ pub struct Start<'a> {
     pub seed: u64,
     /// Version of the software, told to the cloud.
     pub software: &'a str,
-    /// Blocks found in the buffer, oldest first.
-    pub held: &'a [Held],
-    /// Voids found in the buffer.
-    pub voids: &'a [Void],
+    /// What the buffer held.
+    pub found: Found<'a>,
 }
 
 /// The composition: ingest, lanes, uplinks and the plan between them.
@@ -243,10 +241,16 @@ pub struct Gateway {
     safe: PerClass<u64>,
     commit_failing: bool,
     stopping: bool,
+    /// Until when a stop waits for windows that are being scored.
+    scored_by_us: u64,
     said_farewell: bool,
     /// Time of the last input.
     now_us: u64,
 }
+
+/// How long a stop waits for windows that are being scored: a full queue of 256 windows takes a Pi 4 about a second, and a
+/// supervisor waits for ten.
+const SCORING_WAIT_US: u64 = 3_000_000;
 
 impl Gateway {
     /// A gateway about to start: poll it for its first outputs.
@@ -256,7 +260,7 @@ impl Gateway {
     pub fn new(now: Moment, policy: Policy, start: &Start<'_>) -> Result<Self, RouteError> {
         let now_us = now.service_us;
         let ingest = Ingest::new(now_us, start.epoch, &policy, start.seed)?;
-        let lanes = Lanes::new(now_us, start.epoch, policy.lanes, policy.lanes_limits, start.held, start.voids);
+        let lanes = Lanes::new(now_us, start.epoch, policy.lanes, policy.lanes_limits, start.found);
         let uplinks =
             (0..policy.uplinks).map(|i| Session::new(now_us, policy.session, start.seed.wrapping_add(i as u64))).collect();
         let plan = plan(&policy, None);
@@ -271,6 +275,7 @@ impl Gateway {
             outputs: VecDeque::new(),
             commit_failing: false,
             stopping: false,
+            scored_by_us: u64::MAX,
             said_farewell: false,
             now_us,
         };
@@ -291,7 +296,12 @@ impl Gateway {
             Input::ClientRead { conn, bytes } => ingest.read(now, plan, lanes, conn, bytes),
             Input::ClientLost { conn } => ingest.lost(now, plan, lanes, conn),
             Input::Authenticated { conn, result } => ingest.authenticated(now, plan, lanes, conn, result),
-            Input::Inferred { job, verdict } => ingest.inferred(now, plan, lanes, job, verdict.as_ref()),
+            Input::Inferred { job, verdict } => {
+                ingest.inferred(now, plan, lanes, job, verdict.as_ref());
+                if self.stopping && !self.said_farewell {
+                    self.commit_last(now_us);
+                }
+            }
             Input::Committed { ticket, result } => self.committed(now_us, ticket, result),
             Input::Loaded { key, block } => lanes.loaded(now_us, key, block),
             Input::LoadFailed { key } => lanes.load_failed(now_us, key),
@@ -317,6 +327,8 @@ impl Gateway {
         let mut deadline = self.lanes.deadline_us();
         if !self.stopping {
             deadline = deadline.min(self.ingest.deadline_us());
+        } else if self.is_scoring() {
+            deadline = deadline.min(self.scored_by_us);
         }
         if let Some(uplink) = self.best_uplink() {
             let credits = self.uplinks[usize::from(uplink)].credits(self.now_us);
@@ -347,7 +359,7 @@ impl Gateway {
         if let Some(request) = self.lanes.commit(now_us) {
             self.outputs.push_back(Output::Commit(request));
         }
-        if self.stopping && !self.said_farewell && !self.lanes.is_committing() {
+        if self.stopping && !self.said_farewell && !self.lanes.is_committing() && !self.is_scoring() {
             self.farewell(now);
         }
         self.drain_ingest();
@@ -426,12 +438,21 @@ impl Gateway {
         }
         let worked = result.is_ok();
         self.lanes.committed(now_us, ticket, result);
-        if self.stopping
-            && worked
-            && let Some(request) = self.lanes.final_commit(now_us)
-        {
+        if self.stopping && worked {
+            self.commit_last(now_us);
+        }
+    }
+
+    /// Writes what is not yet safe, whatever its mode.
+    fn commit_last(&mut self, now_us: u64) {
+        if let Some(request) = self.lanes.final_commit(now_us) {
             self.outputs.push_back(Output::Commit(request));
         }
+    }
+
+    /// True while a stop waits for windows that are being scored.
+    fn is_scoring(&self) -> bool {
+        self.stopping && self.ingest.pending_windows() > 0 && self.now_us < self.scored_by_us
     }
 
     /// Takes nothing more in, closes what is open, and writes what is not yet safe; clients stay until they have their PUBACKs.
@@ -439,23 +460,20 @@ impl Gateway {
         if std::mem::replace(&mut self.stopping, true) {
             return;
         }
+        self.scored_by_us = now.service_us + SCORING_WAIT_US;
         self.ingest.stop(now, &self.plan, &mut self.lanes);
         for index in 0..self.uplinks.len() {
             self.uplinks[index].stop(now.service_us);
             self.drain_session(now.service_us, index);
         }
-        if let Some(request) = self.lanes.final_commit(now.service_us) {
-            self.outputs.push_back(Output::Commit(request));
-        }
+        self.commit_last(now.service_us);
     }
 
     /// All that can be safe is, and its PUBACKs are out: ends the connections. A will may be one more record to write.
     fn farewell(&mut self, now: Moment) {
         self.said_farewell = true;
         self.ingest.disconnect_all(now, &self.plan, &mut self.lanes);
-        if let Some(request) = self.lanes.final_commit(now.service_us) {
-            self.outputs.push_back(Output::Commit(request));
-        }
+        self.commit_last(now.service_us);
     }
 
     /// True once everything that can be made safe after [`Input::Stop`] is.

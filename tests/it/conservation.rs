@@ -8,6 +8,7 @@ use weir_tests::support::publisher::{Report, Running, Sensor};
 use weir_tests::support::random::{Random, number, seed};
 use weir_tests::support::script::{self, MIXED_STREAMS};
 use weir_tests::support::site::{LOSSY, Plan, Site};
+use weir_tests::support::wrist;
 
 use crate::binaries;
 
@@ -31,10 +32,25 @@ struct Chaos {
 impl Chaos {
     fn new(mode: &str, buffer: &str, seed: u64) -> Chaos {
         let mut plan = Plan::new(mode, MIXED_STREAMS);
-        (plan.link, plan.seed, plan.buffer) = (LOSSY, seed, buffer.to_owned());
+        plan.buffer = buffer.to_owned();
+        Chaos::of(plan, seed, |site| {
+            WINDOWS.iter().enumerate().map(|(client, &window)| sensor(site, client, window).start()).collect()
+        })
+    }
+
+    fn of(mut plan: Plan, seed: u64, sensors: impl FnOnce(&Site) -> Vec<Running>) -> Chaos {
+        (plan.link, plan.seed) = (LOSSY, seed);
         let site = Site::started(binaries(), plan);
-        let sensors = WINDOWS.iter().enumerate().map(|(client, &window)| sensor(&site, client, window).start()).collect();
+        let sensors = sensors(&site);
         Chaos { site, sensors, random: Random::new(seed), edge_kills: 0, cloud_kills: 0, stops: 0, outages: 0 }
+    }
+
+    /// Kills until there were `kills`; whatever was only launched is up then.
+    fn kill_all(&mut self, kills: u64) {
+        while self.edge_kills + self.cloud_kills < kills {
+            self.kill();
+        }
+        self.site.await_both();
     }
 
     /// Kills box or cloud at a random moment, and starts it again; now and then the link is cut meanwhile.
@@ -96,8 +112,8 @@ impl Chaos {
         }
     }
 
-    /// Heals everything, lets all arrive, stops all, and examines.
-    fn end(mut self) -> Verdict {
+    /// Heals everything, lets all arrive, and stops all.
+    fn settle(&mut self) -> Vec<Report> {
         self.site.cut_link(false);
         self.await_progress();
         let deadline = Instant::now() + ACK_LIMIT;
@@ -111,6 +127,12 @@ impl Chaos {
         self.site.drain();
         self.site.stop_edge();
         self.site.stop_cloud();
+        reports
+    }
+
+    /// Settles, and examines.
+    fn end(mut self) -> Verdict {
+        let reports = self.settle();
         let verdict = oracle::examine(&reports, &self.site.database(), Some(&self.site.buffer()));
         assert_eq!(verdict.voided, 0, "nothing is given up here, so nothing may be excused by it\n{verdict}");
         let connects: u64 = reports.iter().map(|report| report.connects).sum();
@@ -137,11 +159,7 @@ fn under_kills(mode: &str, buffer: &str, default_kills: u64, default_seed: u64) 
     let (kills, seed) = (number("WEIR_KILLS", default_kills), seed(default_seed));
     println!("WEIR_SEED={seed} WEIR_KILLS={kills} {mode}");
     let mut chaos = Chaos::new(mode, buffer, seed);
-    while chaos.edge_kills + chaos.cloud_kills < kills {
-        chaos.kill();
-    }
-    // Whatever was only launched is up before the end.
-    chaos.site.await_both();
+    chaos.kill_all(kills);
     chaos.end()
 }
 
@@ -163,4 +181,38 @@ fn with_hardly_any_memory_nothing_is_lost_or_doubled_under_kills() {
 #[test]
 fn in_memory_mode_nothing_is_doubled_or_missing_under_kills() {
     under_kills("memory", "", 6, 0x3e30).assert_sound();
+}
+
+#[test]
+fn every_message_acknowledged_by_record_is_in_a_verdict_that_is_kept_under_kills() {
+    let (kills, seed) = (number("WEIR_KILLS", 8), seed(0x3e7d));
+    println!("WEIR_SEED={seed} WEIR_KILLS={kills} verdicts");
+    let tables = wrist::model() + &wrist::stream("safe", "ack = \"record\"") + &wrist::stream("quick", "");
+    let mut chaos = Chaos::of(Plan::new("through", &tables), seed, |site| {
+        let sensor = |stream: &'static str, subject| {
+            let rows = wrist::recording(subject);
+            let mut sensor = Sensor::new(site.mqtt(), stream, move |n| wrist::message(stream, 0, &rows, n));
+            sensor.per_s = 80;
+            sensor.start()
+        };
+        vec![sensor("safe", 8), sensor("quick", 9)]
+    });
+    chaos.kill_all(kills);
+    let reports = chaos.settle();
+    let verdict = oracle::examine(&reports, &chaos.site.database(), Some(&chaos.site.buffer()));
+    let windows = wrist::windows(&chaos.site.database(), "safe");
+    // What the last window lacked never came: those messages are acknowledged on receipt in the end.
+    let acked = reports[0].sent.iter().filter(|sent| sent.acked.is_some()).count();
+    let uncovered: Vec<usize> = (0..acked).filter(|&n| !wrist::is_covered(&windows, n as u32)).collect();
+    println!(
+        "{} kills of the box, {} of the cloud, {} stops: {acked} acknowledged by record, {} windows\n{verdict}",
+        chaos.edge_kills,
+        chaos.cloud_kills,
+        chaos.stops,
+        windows.len()
+    );
+    assert!(uncovered.iter().all(|&n| n + wrist::MESSAGES_PER_WINDOW > acked), "in no verdict: {uncovered:?} of {acked}");
+    assert!(acked > 100 && !wrist::windows(&chaos.site.database(), "quick").is_empty(), "it was long enough to mean something");
+    assert_eq!(verdict.voided, 0, "nothing is given up here\n{verdict}");
+    verdict.assert_conserved();
 }

@@ -1,72 +1,32 @@
 //! From recordings over MQTT and a model to verdicts and windows in the cloud's database.
 
 use std::collections::BTreeMap;
-use std::path::Path;
 use std::time::Duration;
 
 use weir_tests::support::oracle;
 use weir_tests::support::publisher::{Report, Sensor};
-use weir_tests::support::script::{Fate, Message};
 use weir_tests::support::site::{Plan, Site};
 use weir_tests::support::wait_for;
 
 use crate::binaries;
+use weir_tests::support::wrist::{self, CHANNELS, MESSAGE, PERIOD_US, START_US, WINDOW};
 
 const LIMIT: Duration = Duration::from_secs(20);
-const CHANNELS: usize = 6;
-/// Samples of a window, and of a message.
-const WINDOW: usize = 128;
-const MESSAGE: usize = 32;
 /// Windows of each device, and messages that make no whole window.
 const WINDOWS: usize = 12;
 const REST: usize = 3;
-const PERIOD_US: i64 = 20_000;
-const START_US: i64 = 1_790_000_000_000_000;
 const CONFIDENCE: f64 = 0.8;
-
-/// Rows of a recording in `models/recordings`: six numbers each.
-fn recording(subject: u32) -> Vec<[i32; CHANNELS]> {
-    let file = format!("../models/recordings/watch_subject{subject}.csv");
-    let text = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(file)).expect("it is in the repository");
-    let row = |line: &str| {
-        let numbers: Vec<i32> = line.split(',').skip(4).map(|number| number.parse().expect("a number")).collect();
-        numbers.try_into().expect("six numbers")
-    };
-    text.lines().skip(1).map(row).collect()
-}
-
-/// The `n`-th message of a device: 32 samples with the time of the first.
-fn message(device: usize, rows: &[[i32; CHANNELS]], n: u32) -> Message {
-    let at = n as usize * MESSAGE;
-    let time_us = START_US + at as i64 * PERIOD_US;
-    let payload = serde_json::json!({ "t": time_us / 1_000, "s": rows[at..at + MESSAGE] });
-    Message {
-        topic: format!("wrist/{device}"),
-        payload: payload.to_string().into_bytes(),
-        qos: 1,
-        stream: "wrist",
-        device: device.to_string(),
-        lane: "high",
-        fate: Fate::Filtered,
-    }
-}
 
 #[test]
 fn each_whole_window_gets_one_verdict_and_the_doubtful_ones_are_kept_as_they_were() {
-    let manifest = Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/watch-small.toml");
-    let streams = format!(
-        "[[model]]\nname = \"watch\"\nmanifest = \"{}\"\n[infer]\nbackend = \"rten\"\n\
-         [[stream]]\nname = \"wrist\"\ntopics = [\"wrist/+\"]\nclass = \"high\"\nmodel = \"watch\"\nfidelity = \"verdict\"\n\
-         keep = {{ verdicts = [{{ confidence_below = {CONFIDENCE} }}] }}\n\
-         payload = {{ format = \"json\", layout = \"rows\", samples = \"/s\", channels = {CHANNELS}, rate_hz = 50.0, \
-         time = \"/t\", time_unit = \"ms\", time_of = \"first\" }}\n",
-        manifest.display()
-    );
+    let keep = format!("keep = {{ verdicts = [{{ confidence_below = {CONFIDENCE} }}] }}");
+    let streams = wrist::model() + &wrist::stream("wrist", &keep);
     let mut site = Site::started(binaries(), Plan::new("through", &streams));
-    let recordings: Vec<_> = [8, 9, 10].map(recording).into();
+    let recordings: Vec<_> = [8, 9, 10].map(wrist::recording).into();
     let count = WINDOWS * WINDOW / MESSAGE + REST;
     let sensors = recordings.iter().cloned().enumerate().map(|(device, rows)| {
-        let mut sensor = Sensor::new(site.mqtt(), &format!("wrist-{device}"), move |n| message(device, &rows, n));
+        let mut sensor =
+            Sensor::new(site.mqtt(), &format!("wrist-{device}"), move |n| wrist::message("wrist", device, &rows, n));
         sensor.count_max = count as u32;
         sensor.start()
     });

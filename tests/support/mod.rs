@@ -7,6 +7,7 @@ pub mod publisher;
 pub mod random;
 pub mod script;
 pub mod site;
+pub mod wrist;
 
 use std::io::Write as _;
 use std::time::{Duration, Instant};

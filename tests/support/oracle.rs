@@ -157,6 +157,7 @@ pub fn examine(reports: &[Report], database: &Path, buffer: Option<&Path>) -> Ve
             known.insert(&sent.message.payload);
             let places = stored.get(&sent.message.payload).map_or(&[][..], Vec::as_slice);
             judge(sent, places, buffered.contains(&sent.message.payload), &mut verdict);
+            check_reason(sent, report.has_reasons, &mut verdict);
         }
     }
     let all = stored.keys().chain(&buffered);
@@ -195,13 +196,19 @@ fn judge(sent: &Sent, places: &[Place], is_buffered: bool, verdict: &mut Verdict
         Fate::Folded { .. } => verdict.folded_acked += u64::from(is_acked),
         _ => {}
     }
-    // MQTT 3.1.1 knows no reasons.
-    let expected = if let Fate::Refused(reason) = message.fate { reason } else { 0 };
+}
+
+/// MQTT 3.1.1 knows no reasons; MQTT 5 must give the right one.
+fn check_reason(sent: &Sent, has_reasons: bool, verdict: &mut Verdict) {
+    let expected = match sent.message.fate {
+        Fate::Refused(reason) if has_reasons => reason,
+        _ => 0,
+    };
     if let Some((_, reason)) = sent.acked
         && reason != expected
-        && reason != 0
     {
-        verdict.wrong_reason.push(format!("{}: {reason:#04x} instead of {expected:#04x}", describe()));
+        let (payload, topic) = (text(&sent.message.payload), &sent.message.topic);
+        verdict.wrong_reason.push(format!("{payload} ({topic}): {reason:#04x} instead of {expected:#04x}"));
     }
 }
 

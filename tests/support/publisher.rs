@@ -48,6 +48,8 @@ pub struct Running {
 /// What a sensor has to say at its end.
 #[derive(Debug, Default)]
 pub struct Report {
+    /// True for MQTT 5, whose PUBACKs have reasons.
+    pub has_reasons: bool,
     /// Every message, in the order in which they were first sent.
     pub sent: Vec<Sent>,
     /// PUBACKs that came in another order than their messages were sent.
@@ -94,7 +96,7 @@ impl Sensor {
             client: None,
             in_flight: VecDeque::new(),
             next_id: 1,
-            report: Report::default(),
+            report: Report { has_reasons: self.login.version == Version::V5, ..Report::default() },
             shared: shared.clone(),
             sensor: self,
         };

@@ -372,10 +372,17 @@ impl Driver {
         self.carry_out();
         let deadline = tokio::time::Instant::now() + STOP_LIMIT;
         while !self.parts.gateway.is_stopped() {
-            match tokio::time::timeout_at(deadline, self.parts.store_rx.recv()).await {
-                Ok(Some(event)) => self.take(Woken::Store(event)),
-                Ok(None) | Err(_) => break,
-            }
+            let now_us = self.parts.clock.now_us();
+            let wait = Duration::from_micros(self.parts.gateway.deadline_us().saturating_sub(now_us));
+            let DriverParts { store_rx, infer_rx, .. } = &mut self.parts;
+            let woken = tokio::select! {
+                event = store_rx.recv() => event.map(Woken::Store),
+                Some(batch) = infer_rx.recv() => Some(Woken::Infer(batch)),
+                () = tokio::time::sleep(wait) => Some(Woken::Time),
+                () = tokio::time::sleep_until(deadline) => None,
+            };
+            let Some(woken) = woken else { break };
+            self.take(woken);
             self.carry_out();
         }
     }

@@ -318,8 +318,9 @@ impl Streams {
         let received_us = now.event_us();
         for (index, source) in self.sources.iter_mut().enumerate() {
             if source.windower.is_some() && source.aggregator.is_none() {
-                // A window may never be completed; an aggregate always closes.
-                let late = source.waiting.iter().take_while(|w| all || w.since_us + WINDOW_WAIT_US <= now.service_us).count();
+                // A window may never be completed; an aggregate always closes. At a stop its messages stay without PUBACK,
+                // and are sent again to the next process.
+                let late = source.waiting.iter().take_while(|w| !all && w.since_us + WINDOW_WAIT_US <= now.service_us).count();
                 self.resolved.extend(source.waiting.drain(..late).map(|waiting| (waiting, Ack::Now(PubAck::Success))));
             }
             let Some(aggregator) = &mut source.aggregator else { continue };

@@ -138,6 +138,17 @@ pub struct Lanes {
     checked_us: u64,
 }
 
+/// What the buffer held at its opening.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Found<'a> {
+    /// Blocks, in the order of age.
+    pub held: &'a [Held],
+    /// Voids the cloud has not acknowledged.
+    pub voids: &'a [Void],
+    /// Keys of blocks that cannot be read.
+    pub damaged: &'a [BlockKey],
+}
+
 /// The one transaction that may be under way.
 #[derive(Debug)]
 struct Commit {
@@ -172,17 +183,9 @@ const SPILL_INTERVAL_US: u64 = 1_000_000;
 const CHECK_US: u64 = 1_000_000;
 
 impl Lanes {
-    /// Lanes with what was found on disk, oldest first.
-    ///
-    /// `held` in the order of age; `epoch` must be new.
-    pub fn new(
-        now_us: u64,
-        epoch: Epoch,
-        policies: PerClass<LanePolicy>,
-        limits: LanesLimits,
-        held: &[Held],
-        voids: &[Void],
-    ) -> Self {
+    /// Lanes with what was found on disk; `epoch` must be new.
+    pub fn new(now_us: u64, epoch: Epoch, policies: PerClass<LanePolicy>, limits: LanesLimits, found: Found<'_>) -> Self {
+        let Found { held, voids, damaged } = found;
         let mut epochs: Vec<Epoch> = Vec::new();
         let mut lanes = Class::ALL.map(|class| Lane::new(class, policies[class.index()]));
         for &Held { header, len } in held {
@@ -202,13 +205,13 @@ impl Lanes {
             lanes[header.key.lane.index()].insert((order as u32, header.key.first_seq), block);
         }
         // Nothing but voids may be left of a run.
-        for void in voids {
-            if !epochs.contains(&void.key.epoch) {
-                epochs.push(void.key.epoch);
+        for key in voids.iter().map(|void| &void.key).chain(damaged) {
+            if !epochs.contains(&key.epoch) {
+                epochs.push(key.epoch);
             }
         }
         epochs.push(epoch);
-        Lanes {
+        let mut lanes = Lanes {
             limits,
             epochs,
             lanes,
@@ -228,6 +231,31 @@ impl Lanes {
             schedule: send::Schedule::default(),
             counters: Default::default(),
             checked_us: now_us,
+        };
+        lanes.void_damaged(now_us, damaged);
+        lanes
+    }
+
+    /// Voids and removes what was found unreadable: from its first number to the next block that is sound.
+    ///
+    /// Where none follows, only the first number is certain. What the cloud has of the range meanwhile stays there.
+    fn void_damaged(&mut self, now_us: u64, damaged: &[BlockKey]) {
+        let keys: BTreeSet<BlockKey> = damaged.iter().copied().collect();
+        for &key in &keys {
+            let Some(order) = self.epochs.iter().position(|&e| e == key.epoch) else { continue };
+            let (lane, order) = (&self.lanes[key.lane.index()], order as u32);
+            let before = lane.blocks.range((order, 0)..=(order, key.first_seq)).next_back();
+            if before.is_some_and(|(_, block)| block.header.last_seq >= key.first_seq) {
+                continue;
+            }
+            let sound = lane.blocks.range((order, key.first_seq)..(order + 1, 0)).next().map(|(&(_, first), _)| first);
+            let end = BlockKey { first_seq: u64::MAX, ..key };
+            let broken = keys.range(key..=end).nth(1).map(|next| next.first_seq);
+            let next = sound.into_iter().chain(broken).min().unwrap_or(key.first_seq + 1);
+            self.counters[key.lane.index()].corrupt += next - key.first_seq;
+            self.note_void(Void { key, last_seq: next - 1, reason: VoidReason::Corrupt });
+            self.pending_deletes.push(SeqRange { key, last_seq: next - 1 });
+            self.tidy_since_us.get_or_insert(now_us);
         }
     }
 

@@ -13,7 +13,7 @@ fn policy(durability: Durability) -> LanePolicy {
 }
 
 fn lanes(policies: PerClass<LanePolicy>) -> Lanes {
-    Lanes::new(0, Epoch(9), policies, LIMITS, &[], &[])
+    Lanes::new(0, Epoch(9), policies, LIMITS, Found::default())
 }
 
 fn all(durability: Durability) -> Lanes {
@@ -153,7 +153,7 @@ proptest! {
             ttl_us: ttl,
             share: 4,
         });
-        let mut lanes = Lanes::new(0, Epoch(9), policies, LanesLimits { memory_bytes: 20_000, ..LIMITS }, &[], &[]);
+        let mut lanes = Lanes::new(0, Epoch(9), policies, LanesLimits { memory_bytes: 20_000, ..LIMITS }, Found::default());
         let (mut now_us, mut disk, mut voids) = (1_000, BTreeMap::new(), BTreeMap::new());
         let (mut pushed, mut sent, mut loads) = ([0u64; 4], Vec::<Bytes>::new(), Vec::new());
         let mut acked: PerClass<RangeSet> = Default::default();
@@ -295,7 +295,8 @@ fn a_backlog_gets_half_of_what_live_data_gets() {
     commits(&mut before, 60 * SECOND, 65 * SECOND, &mut disk);
     let held = held(&before);
     assert!(held.len() > 1_000, "{} blocks", held.len());
-    let mut lanes = Lanes::new(70 * SECOND, Epoch(10), [policy(Durability::Memory); 4], LIMITS, &held, &[]);
+    let mut lanes =
+        Lanes::new(70 * SECOND, Epoch(10), [policy(Durability::Memory); 4], LIMITS, Found { held: &held, ..Found::default() });
     lanes.set_uplink_up(0, true);
     let feed = |lanes: &mut Lanes, now_us| {
         while lanes.lanes[2].memory_len() < 100_000 {
@@ -341,7 +342,7 @@ fn age_is_counted_over_restarts() {
     let held = held(&before);
     assert_eq!(held.iter().map(|held| held.header.born_us).collect::<Vec<_>>(), [5 * SECOND, 9 * SECOND]);
     let policies = [LanePolicy { ttl_us: Some(20 * SECOND), ..policy(Durability::Disk) }; 4];
-    let mut after = Lanes::new(20 * SECOND, Epoch(10), policies, LIMITS, &held, &[]);
+    let mut after = Lanes::new(20 * SECOND, Epoch(10), policies, LIMITS, Found { held: &held, ..Found::default() });
     for (now_s, expired) in [(21, 0), (25, 0), (26, 1), (29, 1), (30, 2)] {
         after.tick(now_s * SECOND);
         assert_eq!(after.counters(Class::High).expired, expired, "after {now_s} s");
@@ -362,7 +363,7 @@ fn the_oldest_are_evicted_first_and_become_one_void() {
     let held = held(&before);
     let old_bytes: u64 = held.iter().map(|held| u64::from(held.len)).sum();
     let policies = [LanePolicy { cap_bytes: old_bytes, ..policy(Durability::Disk) }; 4];
-    let mut after = Lanes::new(4 * SECOND, Epoch(3), policies, LIMITS, &held, &[]);
+    let mut after = Lanes::new(4 * SECOND, Epoch(3), policies, LIMITS, Found { held: &held, ..Found::default() });
     for step in 0..20 {
         push(&mut after, 4 * SECOND + step, Class::Normal, 1_000);
     }
@@ -536,7 +537,8 @@ fn a_retried_transaction_drops_no_later_removal() {
 fn a_run_of_which_only_voids_are_left_is_named_and_forgotten_when_they_are_acknowledged() {
     let key = BlockKey { lane: Class::Normal, epoch: Epoch(4), first_seq: 10 };
     let void = Void { key, last_seq: 19, reason: VoidReason::Expired };
-    let mut lanes = Lanes::new(0, Epoch(9), [policy(Durability::Disk); 4], LIMITS, &[], &[void]);
+    let mut lanes =
+        Lanes::new(0, Epoch(9), [policy(Durability::Disk); 4], LIMITS, Found { voids: &[void], ..Found::default() });
     assert_eq!(lanes.held_epochs(), [Epoch(4)]);
     assert_eq!(lanes.take_voids_to_send(), [void]);
     lanes.ack(SECOND, Class::Normal, Epoch(4), 10..=19);
@@ -560,4 +562,32 @@ fn queues_do_not_grow_with_the_length_of_an_outage() {
         lane.live.len(),
         lane.to_write.len()
     );
+}
+
+#[test]
+fn a_damaged_block_is_voided_up_to_the_next_sound_one_and_removed() {
+    let (mut before, mut disk) = (all(Durability::Disk), BTreeMap::new());
+    // Three blocks of two records each, every one in a transaction of its own.
+    for at in 0..3 {
+        for _ in 0..2 {
+            push(&mut before, at * 10 * SECOND, Class::Normal, 3_000);
+        }
+        commits(&mut before, at * 10 * SECOND, (at * 10 + 5) * SECOND, &mut disk);
+    }
+    let (mut held, key) = (held(&before), |first_seq| BlockKey { lane: Class::Normal, epoch: Epoch(9), first_seq });
+    assert_eq!(held.iter().map(|held| held.header.key.first_seq).collect::<Vec<_>>(), [0, 2, 4]);
+    held.retain(|held| held.header.key.first_seq == 2);
+    let damaged = [key(0), key(4), BlockKey { epoch: Epoch(5), ..key(7) }, key(3)];
+    let found = Found { held: &held, damaged: &damaged, ..Found::default() };
+    let mut after = Lanes::new(60 * SECOND, Epoch(10), [policy(Durability::Disk); 4], LIMITS, found);
+    assert_eq!(after.held_epochs(), [Epoch(9), Epoch(5)]);
+    let mut voids = after.take_voids_to_send();
+    voids.sort_by_key(|void| void.key);
+    let void = |key, last_seq| Void { key, last_seq, reason: VoidReason::Corrupt };
+    // What a sound block has is no loss, whatever lies under a key inside it.
+    assert_eq!(voids, [void(damaged[2], 7), void(key(0), 1), void(key(4), 4)]);
+    assert_eq!(after.counters(Class::Normal).corrupt, 4);
+    commits(&mut after, 60 * SECOND, 70 * SECOND, &mut disk);
+    assert_eq!(disk.keys().copied().collect::<Vec<_>>(), [key(2)]);
+    check(&after);
 }

@@ -339,7 +339,8 @@ impl World {
         self.store.epochs.push(self.epoch);
         let held = self.store.held();
         let voids: Vec<_> = self.store.voids.values().copied().collect();
-        let start = Start { epoch: self.epoch, seed: self.epoch.0, software: "test", held: &held, voids: &voids };
+        let found = Found { held: &held, voids: &voids, damaged: &[] };
+        let start = Start { epoch: self.epoch, seed: self.epoch.0, software: "test", found };
         self.gateway = Some(Gateway::new(self.moment(), self.scenario.policy(), &start).expect("sound filters"));
         self.outputs(None);
     }
