@@ -13,6 +13,7 @@ pub mod mqtt;
 pub mod payload;
 pub mod plan;
 pub mod policy;
+pub mod price;
 pub mod ranges;
 pub mod receive;
 pub mod store;

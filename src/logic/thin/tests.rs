@@ -53,7 +53,9 @@ fn block(records: &[(usize, usize, RecordKind, String)], cut_at: usize) -> (Bloc
     staging.seal(Class::Normal, Epoch(7), None, &mut codec).expect("there are records")
 }
 
-fn open(block: &[u8]) -> (BlockHeader, Vec<(u64, String, String, RecordKind, Vec<u8>)>) {
+type Owned = (u64, String, String, RecordKind, Vec<u8>);
+
+fn open(block: &[u8]) -> (BlockHeader, Vec<Owned>) {
     let mut codec = Codec::default();
     let (header, records) = codec.open(block).expect("a whole block");
     let own = |r: Record<'_>| (r.seq, r.stream.to_owned(), r.device.to_owned(), r.kind, r.payload.to_vec());

@@ -1,0 +1,262 @@
+//! The price at which what waits and what is expected fits through the uplink.
+
+use super::{StreamValue, value::best};
+
+/// Records of one stream and about one age that wait.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Cohort {
+    /// Index of the stream.
+    pub stream: u16,
+    /// Bytes they would take raw.
+    pub bytes: f64,
+    /// Their age in microseconds.
+    pub age_us: u64,
+}
+
+/// What the operator can turn.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct PriceLimits {
+    /// How far ahead is planned, in microseconds. The optimum is flat between 30 s and 120 s.
+    pub horizon_us: u64,
+    /// The price is never so high that what waits would last less than this, in microseconds.
+    pub drain_us: u64,
+    /// The one knob: part of the forecast that is planned with. Below 1 is fresher, above 1 is finer.
+    pub kappa: f64,
+    /// The price holds still until it would move by this part of itself.
+    pub hysteresis: f64,
+}
+
+impl Default for PriceLimits {
+    /// From the sensitivity table of the prototype.
+    fn default() -> Self {
+        PriceLimits { horizon_us: 60_000_000, drain_us: 8_000_000, kappa: 1.0, hysteresis: 0.25 }
+    }
+}
+
+/// The numbers behind a price.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Explanation {
+    /// The price in force, per byte.
+    pub lambda: f64,
+    /// The price at which all that waits and is expected fits the horizon.
+    pub lambda_plan: f64,
+    /// The highest price at which what waits lasts long enough.
+    pub lambda_drain: f64,
+    /// Bytes that are wanted over the horizon when everything is raw.
+    pub wanted_bytes: f64,
+    /// Bytes that the uplink is forecast to carry over the horizon.
+    pub forecast_bytes: f64,
+    /// Raw bytes that wait.
+    pub waiting_bytes: f64,
+    /// The stream that is the next to be sent more coarsely, or more finely, should the price move.
+    pub marginal: Option<u16>,
+}
+
+/// One step of one cohort down its ladder: taken when the price reaches `slope`.
+#[derive(Debug, Clone, Copy)]
+struct Step {
+    slope: f64,
+    stream: u16,
+    /// Bytes that the step saves over the horizon, and of what waits.
+    plan_bytes: f64,
+    drain_bytes: f64,
+}
+
+/// Finds prices; keeps its work space.
+#[derive(Debug, Default)]
+pub struct Solver {
+    steps: Vec<Step>,
+    lambda: f64,
+}
+
+impl Solver {
+    /// The price now.
+    ///
+    /// `values` by stream; `None` for streams that are neither folded nor held, whose bytes come first. `expected_bps` by
+    /// stream is the rate at which raw bytes come, in bytes a second. `forecast_bytes` is what the uplink is forecast to
+    /// carry over the horizon, `drain_bytes` over [`PriceLimits::drain_us`]. With `at_once` the price may move at once
+    /// however little, as after a change of the uplinks.
+    pub fn solve(
+        &mut self,
+        limits: &PriceLimits,
+        values: &[Option<StreamValue>],
+        waiting: &[Cohort],
+        expected_bps: &[f64],
+        (forecast_bytes, drain_bytes): (f64, f64),
+        at_once: bool,
+    ) -> Explanation {
+        self.steps.clear();
+        let horizon_us = limits.horizon_us as f64;
+        let (mut wanted, mut waits) = (0.0, 0.0);
+        for cohort in waiting {
+            let value = values[usize::from(cohort.stream)];
+            let left_us = value.and_then(|value| value.lateness.left_us(cohort.age_us));
+            // What may wait longer than the horizon is due in it in part.
+            let part = left_us.map_or(1.0, |left_us| (horizon_us / (left_us as f64).max(1.0)).min(1.0));
+            let (plan, drain) = (cohort.bytes * part, cohort.bytes);
+            self.add(value, cohort.stream, cohort.age_us, (plan, drain));
+            (wanted, waits) = (wanted + plan, waits + drain);
+        }
+        for (stream, &rate) in expected_bps.iter().enumerate() {
+            let plan = rate * horizon_us / 1e6;
+            self.add(values[stream], stream as u16, 0, (plan, 0.0));
+            wanted += plan;
+        }
+        self.steps.sort_by(|a, b| a.slope.total_cmp(&b.slope));
+        let lambda_plan = self.lowest(wanted, limits.kappa * forecast_bytes, |step| step.plan_bytes);
+        let lambda_drain = self.lowest(waits, drain_bytes, |step| step.drain_bytes);
+        let lambda = lambda_plan.min(lambda_drain);
+        let moved = (lambda - self.lambda).abs() > limits.hysteresis * self.lambda.max(lambda) || lambda == 0.0;
+        if moved || at_once {
+            self.lambda = lambda;
+        }
+        let next = self.steps.partition_point(|step| step.slope < self.lambda);
+        Explanation {
+            lambda: self.lambda,
+            lambda_plan,
+            lambda_drain,
+            wanted_bytes: wanted,
+            forecast_bytes,
+            waiting_bytes: waits,
+            marginal: self.steps.get(next).map(|step| step.stream),
+        }
+    }
+
+    /// The steps of a cohort, from raw to held.
+    fn add(&mut self, value: Option<StreamValue>, stream: u16, age_us: u64, (plan, drain): (f64, f64)) {
+        let Some(value) = value.filter(|value| !value.is_exempt && (plan > 0.0 || drain > 0.0)) else { return };
+        let weight = value.weight_at(age_us);
+        let mut levels = value.ladder.levels().map(|(level, worth)| (level.bytes(), worth)).chain([(0.0, 0.0)]);
+        let Some(mut at) = levels.next() else { return };
+        for next in levels {
+            let saved = at.0 - next.0;
+            let slope = weight * (at.1 - next.1) / saved;
+            self.steps.push(Step { slope, stream, plan_bytes: plan * saved, drain_bytes: drain * saved });
+            at = next;
+        }
+    }
+
+    /// The lowest price at which `need` has shrunk to `limit`; the highest of all if it never does.
+    fn lowest(&self, mut need: f64, limit: f64, saved: impl Fn(&Step) -> f64) -> f64 {
+        let mut lambda = 0.0;
+        for step in &self.steps {
+            if need <= limit {
+                break;
+            }
+            need -= saved(step);
+            lambda = step.slope;
+        }
+        lambda
+    }
+}
+
+/// Bytes that these cohorts take at a price, for tests and explanations.
+pub fn demand_bytes(values: &[Option<StreamValue>], cohorts: &[Cohort], lambda: f64) -> f64 {
+    let bytes = |cohort: &Cohort| {
+        let part = match values[usize::from(cohort.stream)] {
+            Some(value) if !value.is_exempt => {
+                best(&value.ladder, value.weight_at(cohort.age_us), lambda).map_or(0.0, super::Level::bytes)
+            }
+            _ => 1.0,
+        };
+        cohort.bytes * part
+    };
+    cohorts.iter().map(bytes).sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::price::{Ladder, Lateness, Level};
+
+    fn values() -> impl Strategy<Value = Vec<Option<StreamValue>>> {
+        let ladder = prop_oneof![Just(Ladder::RAW), Just(Ladder::TELEMETRY), Just(Ladder::WAVE), Just(Ladder::LOG)];
+        let value =
+            (0.01f64..50.0, ladder, 0usize..5, any::<bool>()).prop_map(|(weight, ladder, floor, is_exempt)| StreamValue {
+                weight,
+                ladder: ladder.down_to(Level::ALL[floor]),
+                lateness: Lateness { d0_us: 10_000_000, d1_us: Some(100_000_000), u1: 0.2 },
+                is_exempt,
+            });
+        prop::collection::vec(prop::option::weighted(0.9, value), 1..8)
+    }
+
+    fn cohorts() -> impl Strategy<Value = Vec<(u16, f64, u64)>> {
+        prop::collection::vec((0u16..8, 1.0f64..10_000.0, 0u64..120_000_000), 0..30)
+    }
+
+    fn solve(values: &[Option<StreamValue>], cohorts: &[Cohort], plan: f64, drain: f64) -> Explanation {
+        // A horizon beyond every deadline, so that all that waits counts whole.
+        let limits = PriceLimits { horizon_us: 1_000_000_000, ..PriceLimits::default() };
+        Solver::default().solve(&limits, values, cohorts, &vec![0.0; values.len()], (plan, drain), true)
+    }
+
+    proptest! {
+        #[test]
+        fn the_price_is_the_lowest_at_which_all_fits(values in values(), cohorts in cohorts(), share in 0.0f64..1.2) {
+            let cohorts: Vec<Cohort> = cohorts
+                .into_iter()
+                .map(|(stream, bytes, age_us)| Cohort { stream: stream % values.len() as u16, bytes, age_us })
+                .collect();
+            let limit = share * demand_bytes(&values, &cohorts, 0.0);
+            let found = solve(&values, &cohorts, limit, 0.0);
+            prop_assert!(found.lambda_plan.is_finite() && found.lambda_plan >= 0.0);
+            let least = demand_bytes(&values, &cohorts, f64::INFINITY);
+            let at = demand_bytes(&values, &cohorts, found.lambda_plan * (1.0 + 1e-9) + 1e-12);
+            prop_assert!(at <= limit * (1.0 + 1e-9) + 1e-6 || at <= least + 1e-6, "{at} > {limit}, {least}");
+            if found.lambda_plan > 0.0 {
+                let below = demand_bytes(&values, &cohorts, found.lambda_plan * (1.0 - 1e-9));
+                prop_assert!(below > limit * (1.0 - 1e-9), "{below} would have fitted {limit}");
+            }
+        }
+
+        #[test]
+        fn more_to_send_never_lowers_the_price_and_more_room_never_raises_it(
+            values in values(), cohorts in cohorts(), limit in 0.0f64..50_000.0, more in 1.0f64..3.0,
+        ) {
+            let cohorts: Vec<Cohort> = cohorts
+                .into_iter()
+                .map(|(stream, bytes, age_us)| Cohort { stream: stream % values.len() as u16, bytes, age_us })
+                .collect();
+            let price = |cohorts: &[Cohort], limit| solve(&values, cohorts, limit, limit).lambda;
+            let before = price(&cohorts, limit);
+            prop_assert!(price(&cohorts, limit * more) <= before);
+            let swollen: Vec<Cohort> = cohorts.iter().map(|c| Cohort { bytes: c.bytes * more, ..*c }).collect();
+            prop_assert!(price(&swollen, limit) >= before);
+        }
+    }
+
+    fn one(weight: f64) -> Vec<Option<StreamValue>> {
+        let lateness = Lateness { d0_us: 30_000_000, d1_us: None, u1: 1.0 };
+        vec![Some(StreamValue { weight, ladder: Ladder::TELEMETRY, lateness, is_exempt: false })]
+    }
+
+    #[test]
+    fn what_is_expected_is_saved_for_only_while_enough_waits() {
+        let (values, limits) = (one(1.0), PriceLimits::default());
+        let mut solver = Solver::default();
+        // Twice what the uplink carries is expected, and nothing waits: thinning now would leave it idle.
+        let idle = solver.solve(&limits, &values, &[], &[2_000.0], (60_000.0, 8_000.0), true);
+        assert!(idle.lambda_plan > 0.0 && idle.lambda_drain == 0.0 && idle.lambda == 0.0, "{idle:?}");
+        let waiting = [Cohort { stream: 0, bytes: 100_000.0, age_us: 0 }];
+        let busy = solver.solve(&limits, &values, &waiting, &[2_000.0], (60_000.0, 8_000.0), true);
+        assert!(busy.lambda > 0.0, "{busy:?}");
+    }
+
+    #[test]
+    fn the_price_holds_still_until_it_would_move_far() {
+        let limits = PriceLimits::default();
+        let price = |solver: &mut Solver, weight: f64, at_once| {
+            let waiting = [Cohort { stream: 0, bytes: 100_000.0, age_us: 0 }];
+            solver.solve(&limits, &one(weight), &waiting, &[0.0], (30_000.0, 30_000.0), at_once).lambda
+        };
+        let mut solver = Solver::default();
+        let first = price(&mut solver, 1.0, false);
+        assert!(first > 0.0);
+        assert_eq!(price(&mut solver, 1.1, false), first);
+        assert_ne!(price(&mut solver, 1.5, false), first);
+        assert_eq!(price(&mut solver, 1.0, true), first);
+    }
+}
