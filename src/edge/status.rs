@@ -7,12 +7,12 @@ use serde::{Deserialize, Serialize};
 use weir_host::clock::Wall;
 use weir_infer::Stats;
 use weir_logic::gateway::Gateway;
+use weir_logic::health::PathStats;
 use weir_logic::ids::Class;
 use weir_logic::ingest::SampleCounts;
 use weir_logic::mqtt::Counters;
 
 use crate::shell::listen::ListenCounters;
-use crate::shell::uplink::PathStats;
 
 /// The state of a box at one moment.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]

@@ -7,14 +7,19 @@ use std::collections::VecDeque;
 
 use bytes::Bytes;
 
+use crate::health::{BreakerLimits, PathStats, UplinkHealth, UplinkLimits};
 use crate::ids::{BlockKey, Class, Epoch, PerClass};
 use crate::ingest::{ConnId, InferJob, Ingest, Moment, RouteError, Verdict};
 use crate::lanes::{Flow, Found, Lanes, Outgoing};
 use crate::mqtt::{AuthRefusal, Close, UserIndex};
-use crate::plan::{Plan, Reason, plan};
+use crate::plan::{Plan, Reason, View, plan};
 use crate::policy::Policy;
+use crate::price::Explanation;
 use crate::store::{CommitRequest, StoreError};
+use crate::thin::Thinner;
 use crate::uplink::{DownReason, Session, SessionOutput};
+
+use control::{Control, close_reason};
 
 /// What happened.
 #[derive(Debug)]
@@ -91,6 +96,13 @@ pub enum Input<'a> {
         flow: Flow,
         /// How many.
         len: u64,
+    },
+    /// What an uplink's transport counts on its present connection.
+    UplinkPath {
+        /// The uplink.
+        uplink: u8,
+        /// The counters.
+        path: PathStats,
     },
     /// An uplink's connection ended or could not be made.
     UplinkClosed {
@@ -236,6 +248,8 @@ pub struct Gateway {
     ingest: Ingest,
     lanes: Lanes,
     uplinks: Vec<Session>,
+    health: Vec<UplinkHealth>,
+    control: Control,
     software: String,
     outputs: VecDeque<Output>,
     safe: PerClass<u64>,
@@ -260,12 +274,20 @@ impl Gateway {
     pub fn new(now: Moment, policy: Policy, start: &Start<'_>) -> Result<Self, RouteError> {
         let now_us = now.service_us;
         let ingest = Ingest::new(now_us, start.epoch, &policy, start.seed)?;
-        let lanes = Lanes::new(now_us, start.epoch, policy.lanes, policy.lanes_limits, start.found);
-        let uplinks =
-            (0..policy.uplinks).map(|i| Session::new(now_us, policy.session, start.seed.wrapping_add(i as u64))).collect();
-        let plan = plan(&policy, None);
+        let thinner = Thinner::new(&policy.streams, start.seed);
+        let lanes = Lanes::new(now_us, start.epoch, policy.lanes, policy.lanes_limits, start.found, thinner);
+        let seed = |uplink: usize| start.seed.wrapping_add(uplink as u64);
+        let uplinks = (0..policy.uplinks.len()).map(|uplink| Session::new(now_us, policy.session, seed(uplink))).collect();
+        let health = policy.uplinks.iter().enumerate().map(|(uplink, of)| {
+            let (nominal_bps, breaker) = (of.nominal_bps, BreakerLimits::default());
+            UplinkHealth::new(now_us, UplinkLimits { nominal_bps, metered: false, breaker, seed: seed(uplink) }, None)
+        });
+        let health = health.collect();
+        let plan = plan(&policy, &View::default(), None);
         let mut gateway = Gateway {
             safe: lanes.safe(),
+            control: Control::new(now_us, &policy),
+            health,
             policy,
             plan,
             ingest,
@@ -279,7 +301,7 @@ impl Gateway {
             said_farewell: false,
             now_us,
         };
-        gateway.announce_plan();
+        gateway.announce_plan(None);
         gateway.settle(now);
         Ok(gateway)
     }
@@ -307,10 +329,12 @@ impl Gateway {
             Input::LoadFailed { key } => lanes.load_failed(now_us, key),
             Input::UplinkConnected { uplink } => {
                 let (epoch, held) = (lanes.epoch(), lanes.held_epochs());
+                self.health[usize::from(uplink)].connected(now_us);
                 self.uplinks[usize::from(uplink)].connected(now_us, epoch, &held, &self.software);
             }
             Input::UplinkControl { uplink, bytes } => self.uplinks[usize::from(uplink)].control(now_us, bytes),
             Input::UplinkWritten { uplink, flow, len } => lanes.written(uplink, flow, len),
+            Input::UplinkPath { uplink, path } => self.health[usize::from(uplink)].path(now_us, &path),
             Input::UplinkClosed { uplink, reason } => self.uplinks[usize::from(uplink)].closed(now_us, reason),
             Input::Stop => self.stop(now),
         }
@@ -334,6 +358,7 @@ impl Gateway {
             let credits = self.uplinks[usize::from(uplink)].credits(self.now_us);
             deadline = deadline.min(self.lanes.send_due_us(&credits));
         }
+        let deadline = if self.stopping { deadline } else { deadline.min(self.control.due_us) };
         self.uplinks.iter().map(Session::deadline_us).fold(deadline, u64::min)
     }
 
@@ -348,6 +373,9 @@ impl Gateway {
             let settled = || self.lanes.settled();
             self.uplinks[index].tick(now_us, settled);
             self.drain_session(now_us, index);
+        }
+        if !self.stopping {
+            self.steer(now_us);
         }
         // What is taken in now is sent and written below.
         let safe = self.lanes.safe();
@@ -386,12 +414,20 @@ impl Gateway {
                 SessionOutput::Write(bytes) => self.outputs.push_back(Output::ControlWrite { uplink, bytes }),
                 SessionOutput::Disconnect(_) => self.outputs.push_back(Output::Disconnect { uplink }),
                 SessionOutput::Acked { epoch, lane, range } => self.lanes.ack(now_us, lane, epoch, range),
+                SessionOutput::Pinged => self.health[index].pinged(now_us),
+                SessionOutput::Heartbeat { rtt_us } => self.health[index].heartbeat(now_us, rtt_us),
                 SessionOutput::Up => {
                     self.lanes.set_uplink_up(now_us, true);
+                    self.control.at_once = true;
                     self.outputs.push_back(Output::Event(Event::UplinkUp { uplink }));
                 }
-                SessionOutput::Failed(reason) => self.outputs.push_back(Output::Event(Event::AttemptFailed { uplink, reason })),
+                SessionOutput::Failed(reason) => {
+                    self.health[index].closed(now_us, close_reason(&reason, false));
+                    self.outputs.push_back(Output::Event(Event::AttemptFailed { uplink, reason }));
+                }
                 SessionOutput::Down(reason) => {
+                    self.health[index].closed(now_us, close_reason(&reason, true));
+                    self.control.at_once = true;
                     self.lanes.session_lost(uplink);
                     let up = self.uplinks.iter().any(Session::is_up);
                     self.lanes.set_uplink_up(now_us, up);
@@ -415,13 +451,14 @@ impl Gateway {
             session.send_voids(&voids);
         }
         let credits = session.credits(now_us);
-        while let Some(outgoing) = self.lanes.outgoing(now_us, uplink, &credits) {
+        while let Some(outgoing) = self.lanes.outgoing(now_us, uplink, &credits, &self.plan) {
             self.outputs.push_back(match outgoing {
                 Outgoing::Send { flow, block, .. } => Output::SendBlock { uplink, flow, block },
                 Outgoing::Load { key } => Output::Load { key },
             });
         }
         self.drain_session(now_us, usize::from(uplink));
+        self.health[usize::from(uplink)].under_way(now_us, self.lanes.under_way_bytes());
     }
 
     fn committed(&mut self, now_us: u64, ticket: u64, result: Result<(), StoreError>) {
@@ -481,8 +518,16 @@ impl Gateway {
         self.said_farewell && !self.lanes.is_committing()
     }
 
-    fn announce_plan(&mut self) {
+    /// Says what differs from the plan before.
+    fn announce_plan(&mut self, last: Option<&Plan>) {
         for (index, entry) in self.plan.streams.iter().enumerate() {
+            let before = last.and_then(|last| last.streams.get(index));
+            // The numbers of a reason change all the time; what is done does not.
+            if before.is_some_and(|b| {
+                (b.fidelity, b.level, b.lane, b.placement) == (entry.fidelity, entry.level, entry.lane, entry.placement)
+            }) {
+                continue;
+            }
             self.outputs.push_back(Output::Event(Event::Planned {
                 stream: index as u16,
                 version: self.plan.version,
@@ -512,6 +557,16 @@ impl Gateway {
         &self.ingest
     }
 
+    /// Health of the uplinks, for status and metrics.
+    pub fn health(&self) -> &[UplinkHealth] {
+        &self.health
+    }
+
+    /// The numbers behind the present price of a byte.
+    pub fn price(&self) -> &Explanation {
+        &self.control.price
+    }
+
     /// Lanes, for status and metrics.
     pub fn lanes(&self) -> &Lanes {
         &self.lanes
@@ -523,5 +578,6 @@ impl Gateway {
     }
 }
 
+mod control;
 #[cfg(test)]
 mod tests;

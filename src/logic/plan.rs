@@ -5,11 +5,14 @@
 
 use std::fmt;
 
+use std::sync::Arc;
+
 use crate::ids::{Class, PerClass};
 use crate::policy::{Policy, StreamFidelity};
+use crate::price::{Explanation, Level, StreamValue};
 
 /// The present decisions.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct Plan {
     /// Counts the plans that differ from the one before.
     pub version: u64,
@@ -17,13 +20,44 @@ pub struct Plan {
     pub streams: Vec<StreamPlan>,
     /// For each lane the uplinks that may carry it, best first.
     pub uplinks: PerClass<Vec<u8>>,
+    /// Price of a byte of uplink, by which records are sent more coarsely or held.
+    pub lambda: f64,
+    /// What records are worth, by stream; `None` for streams that are sent as they are stored, at any price.
+    pub values: Arc<[Option<StreamValue>]>,
+}
+
+/// What is known when a plan is made.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct View {
+    /// The price of a byte of uplink, and what made it.
+    pub price: Explanation,
+}
+
+impl Plan {
+    /// How finely a record of this age is sent now; `None` if it is held while anything else waits.
+    pub fn level(&self, stream: u16, age_us: u64) -> Option<Level> {
+        match self.values.get(usize::from(stream)) {
+            Some(Some(value)) if self.lambda > 0.0 => value.level(age_us, self.lambda),
+            _ => Some(Level::Raw),
+        }
+    }
+
+    /// How finely a record of this age is sent if it is sent although it would be held.
+    pub fn level_if_sent(&self, stream: u16, age_us: u64) -> Level {
+        self.level(stream, age_us).unwrap_or_else(|| {
+            let value = self.values.get(usize::from(stream)).copied().flatten();
+            value.and_then(|value| value.ladder.levels().last()).map_or(Level::Raw, |(level, _)| level)
+        })
+    }
 }
 
 /// What becomes of one stream.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct StreamPlan {
     /// How finely it is kept.
     pub fidelity: StreamFidelity,
+    /// How finely new records of what is kept raw are sent; `None` if they are held.
+    pub level: Option<Level>,
     /// The lane its records go into.
     pub lane: Class,
     /// Where its model runs.
@@ -42,7 +76,7 @@ pub enum Placement {
 }
 
 /// What made an entry what it is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Reason {
     /// The configuration asks for it and nothing speaks against it.
     Policy {
@@ -54,12 +88,28 @@ pub enum Reason {
         /// What the configuration asks for.
         asked: StreamFidelity,
     },
+    /// Its bytes cost more than they are worth raw.
+    Price {
+        /// The price of a byte.
+        lambda: f64,
+        /// What a raw byte of it is worth in time.
+        weight: f64,
+        /// Raw bytes that want to be sent over the horizon.
+        wanted_bytes: u64,
+        /// Bytes that the uplinks are forecast to carry over it.
+        forecast_bytes: u64,
+    },
 }
 
 impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Reason::Policy { asked } => write!(f, "policy asks for {}", asked.name()),
+            Reason::Price { lambda, weight, wanted_bytes, forecast_bytes } => write!(
+                f,
+                "{wanted_bytes} bytes want to be sent and {forecast_bytes} are forecast to be carried: at {lambda:.3e} a byte, raw \
+                 ones worth {weight:.3e} do not pay"
+            ),
             Reason::NoModel { asked } => {
                 write!(f, "policy asks for {}, but the stream's model is not loaded: kept raw", asked.name())
             }
@@ -73,12 +123,18 @@ impl fmt::Display for StreamPlan {
             Placement::None => "no model",
             Placement::Local => "model on the box",
         };
-        write!(f, "{} in lane {}, {placement}", self.fidelity.name(), self.lane.name())
+        write!(f, "{} in lane {}, {placement}", self.fidelity.name(), self.lane.name())?;
+        match self.level {
+            Some(Level::Raw) => Ok(()),
+            Some(level) => write!(f, ", sent as {level}"),
+            None => write!(f, ", held"),
+        }
     }
 }
 
 /// Decides for every stream; `last` is the plan it replaces.
-pub fn plan(policy: &Policy, last: Option<&Plan>) -> Plan {
+pub fn plan(policy: &Policy, view: &View, last: Option<&Plan>) -> Plan {
+    let price = view.price;
     let streams = policy
         .streams
         .iter()
@@ -89,11 +145,29 @@ pub fn plan(policy: &Policy, last: Option<&Plan>) -> Plan {
                 (StreamFidelity::Verdict, Placement::None) => (StreamFidelity::Raw, Reason::NoModel { asked }),
                 _ => (asked, Reason::Policy { asked }),
             };
-            StreamPlan { fidelity, lane: stream.class, placement, reason }
+            let level = match stream.value {
+                Some(value) if price.lambda > 0.0 => value.level(0, price.lambda),
+                _ => Some(Level::Raw),
+            };
+            let reason = match stream.value {
+                Some(value) if level != Some(Level::Raw) => Reason::Price {
+                    lambda: price.lambda,
+                    weight: value.weight,
+                    wanted_bytes: price.wanted_bytes as u64,
+                    forecast_bytes: price.forecast_bytes as u64,
+                },
+                _ => reason,
+            };
+            StreamPlan { fidelity, level, lane: stream.class, placement, reason }
         })
         .collect();
-    let order: Vec<u8> = (0..policy.uplinks as u8).collect();
-    let mut plan = Plan { version: 1, streams, uplinks: std::array::from_fn(|_| order.clone()) };
+    let order: Vec<u8> = (0..policy.uplinks.len() as u8).collect();
+    let values = match last {
+        Some(last) if last.values.len() == policy.streams.len() => Arc::clone(&last.values),
+        _ => policy.streams.iter().map(|stream| stream.value).collect(),
+    };
+    let uplinks = std::array::from_fn(|_| order.clone());
+    let mut plan = Plan { version: 1, streams, uplinks, lambda: price.lambda, values };
     if let Some(last) = last {
         plan.version = last.version;
         if plan != *last {
@@ -101,4 +175,103 @@ pub fn plan(policy: &Policy, last: Option<&Plan>) -> Plan {
         }
     }
     plan
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::payload::{OpaqueFormat, PayloadFormat};
+    use crate::policy::{StreamPolicy, UplinkPolicy};
+    use crate::price::{Ladder, Lateness, PriceLimits};
+
+    fn stream(class: Class, fidelity: StreamFidelity, weight: Option<f64>) -> StreamPolicy {
+        let lateness = Lateness { d0_us: 1_000_000, d1_us: None, u1: 1.0 };
+        let is_exempt = class == Class::Critical;
+        let value = |weight| StreamValue { weight, ladder: Ladder::TELEMETRY, lateness, is_exempt };
+        StreamPolicy {
+            name: class.name().into(),
+            filters: Vec::new(),
+            class,
+            fidelity,
+            format: PayloadFormat::Opaque(OpaqueFormat {}),
+            aggregate: None,
+            keep: None,
+            model: None,
+            ack_record: false,
+            value: weight.map(value),
+        }
+    }
+
+    fn policy(streams: Vec<StreamPolicy>) -> Policy {
+        Policy {
+            lanes: [crate::lanes::LanePolicy {
+                durability: crate::lanes::Durability::Disk,
+                cap_bytes: 1,
+                ttl_us: None,
+                share: 1,
+            }; 4],
+            lanes_limits: crate::lanes::LanesLimits { memory_bytes: 1, block_target_bytes: 1, early_commit_bytes_per_day: 0 },
+            streams,
+            users: Vec::new(),
+            connections: Default::default(),
+            connections_max: 1,
+            router: Default::default(),
+            session: crate::uplink::SessionLimits { ping_us: 1, silence_us: 1, connect_us: 1, backoff_us: (1, 1) },
+            uplinks: vec![UplinkPolicy { nominal_bps: 1 }; 2],
+            price: PriceLimits::default(),
+        }
+    }
+
+    fn at(lambda: f64) -> View {
+        View { price: Explanation { lambda, wanted_bytes: 5.0, forecast_bytes: 4.0, ..Explanation::default() } }
+    }
+
+    #[test]
+    fn without_a_price_each_stream_gets_what_it_asks_for() {
+        let streams = vec![stream(Class::High, StreamFidelity::Raw, Some(2.0)), stream(Class::Bulk, StreamFidelity::Raw, None)];
+        let plan = plan(&policy(streams), &View::default(), None);
+        assert_eq!((plan.version, &plan.uplinks[0]), (1, &vec![0, 1]));
+        for entry in &plan.streams {
+            assert_eq!((entry.level, entry.reason), (Some(Level::Raw), Reason::Policy { asked: StreamFidelity::Raw }));
+        }
+    }
+
+    #[test]
+    fn a_price_folds_and_holds_what_has_a_value_and_nothing_else() {
+        let raw = StreamFidelity::Raw;
+        let streams = vec![
+            stream(Class::Critical, raw, Some(0.001)),
+            stream(Class::High, raw, Some(100.0)),
+            stream(Class::Normal, raw, Some(1.0)),
+            stream(Class::Bulk, raw, Some(0.001)),
+            stream(Class::Bulk, raw, None),
+        ];
+        let plan = plan(&policy(streams), &at(1.0), None);
+        let levels: Vec<_> = plan.streams.iter().map(|entry| entry.level).collect();
+        let all = Some(Level::Raw);
+        assert_eq!(levels, [all, all, Some(Level::Thin4), None, all]);
+        assert!(matches!(plan.streams[3].reason, Reason::Price { wanted_bytes: 5, forecast_bytes: 4, .. }));
+        assert_eq!(plan.streams[3].to_string(), "raw in lane bulk, no model, held");
+        // Late binding: each record by its own age, by the same numbers.
+        assert_eq!(
+            (plan.level(2, 0), plan.level(3, 0), plan.level_if_sent(3, 0)),
+            (Some(Level::Thin4), None, Level::Verdict)
+        );
+    }
+
+    #[test]
+    fn the_version_counts_plans_that_differ() {
+        let policy = policy(vec![stream(Class::Normal, StreamFidelity::Raw, Some(1.0))]);
+        let first = plan(&policy, &at(0.1), None);
+        let same = plan(&policy, &at(0.1), Some(&first));
+        let other = plan(&policy, &at(1.0), Some(&same));
+        assert_eq!((first.version, same.version, other.version), (1, 1, 2));
+    }
+
+    #[test]
+    fn only_verdicts_without_a_model_are_kept_raw() {
+        let plan = plan(&policy(vec![stream(Class::Normal, StreamFidelity::Verdict, None)]), &View::default(), None);
+        assert_eq!(plan.streams[0].fidelity, StreamFidelity::Raw);
+        assert_eq!(plan.streams[0].reason, Reason::NoModel { asked: StreamFidelity::Verdict });
+    }
 }

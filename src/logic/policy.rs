@@ -8,6 +8,7 @@ use crate::ids::{Class, PerClass};
 use crate::lanes::{LanePolicy, LanesLimits};
 use crate::mqtt::{ConnLimits, RouterLimits};
 use crate::payload::PayloadFormat;
+use crate::price::{PriceLimits, StreamValue};
 use crate::uplink::SessionLimits;
 use crate::window::{AggregateSpec, KeepRules, WindowSpec};
 
@@ -30,8 +31,17 @@ pub struct Policy {
     pub router: RouterLimits,
     /// Times of uplink sessions.
     pub session: SessionLimits,
-    /// How many uplinks there are.
-    pub uplinks: usize,
+    /// Ways out, the preferred one first.
+    pub uplinks: Vec<UplinkPolicy>,
+    /// How the price of a byte is made.
+    pub price: PriceLimits,
+}
+
+/// One uplink.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct UplinkPolicy {
+    /// Rate assumed before anything is measured, in bits per second.
+    pub nominal_bps: u64,
 }
 
 /// One stream.
@@ -55,6 +65,8 @@ pub struct StreamPolicy {
     pub model: Option<StreamModel>,
     /// True if a message that is folded into something smaller is acknowledged only when that is safe.
     pub ack_record: bool,
+    /// What its raw records are worth; `None` if they are sent as they are stored, whatever that costs.
+    pub value: Option<StreamValue>,
 }
 
 /// The model of a stream.

@@ -5,7 +5,8 @@ use std::sync::Arc;
 use weir_infer::Manifest;
 use weir_logic::mqtt::UserIndex;
 use weir_logic::payload::{Decoder, FormatError};
-use weir_logic::policy::{Policy, StreamFidelity, StreamModel, StreamPolicy, UserPolicy};
+use weir_logic::policy::{Policy, StreamFidelity, StreamModel, StreamPolicy, UplinkPolicy, UserPolicy};
+use weir_logic::price::PriceLimits;
 use weir_logic::window::{AggregateSpec, KeepError, KeepRules, Span, SpecError, WindowConfig, WindowSpec};
 
 use super::{Ack, Config, Stream};
@@ -63,6 +64,9 @@ pub(super) struct StreamMistake {
     pub(super) hint: String,
 }
 
+/// What an uplink is assumed to carry before anything is measured: a fair LTE link.
+const NOMINAL_BPS: u64 = 10_000_000;
+
 impl Config {
     /// What the core needs to know, with the models that could be loaded; jobs name a model by its position in `models`.
     ///
@@ -90,7 +94,8 @@ impl Config {
             connections_max: self.mqtt.clients_max,
             router: self.mqtt.router_limits(),
             session: self.session.limits(),
-            uplinks: self.uplink.len(),
+            uplinks: vec![UplinkPolicy { nominal_bps: NOMINAL_BPS }; self.uplink.len()],
+            price: PriceLimits::default(),
         })
     }
 
@@ -150,6 +155,7 @@ pub(super) fn resolve(stream: &Stream, models: &[ModelInfo]) -> Result<StreamPol
         keep,
         model,
         ack_record: stream.ack == Ack::Record,
+        value: None,
     })
 }
 

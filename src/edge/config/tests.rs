@@ -125,7 +125,7 @@ fn a_checked_configuration_becomes_a_policy() {
     let users: Vec<_> = policy.users.iter().map(|user| (&*user.name, user.publish.clone())).collect();
     assert_eq!(users, [("u", vec!["a/#".to_owned()]), ("", vec!["#".to_owned()])]);
     assert_eq!(config.anonymous_user(), Some(UserIndex(1)));
-    assert_eq!((policy.uplinks, policy.connections_max), (1, 500));
+    assert_eq!((policy.uplinks.len(), policy.connections_max), (1, 500));
     assert_eq!(policy.session.backoff_us, (500_000, 30_000_000));
     assert_eq!(policy.lanes_limits.block_target_bytes, 128 * 1024);
 }

@@ -10,6 +10,7 @@ use weir_host::notify::Notify;
 use weir_host::shutdown::Shutdown;
 use weir_infer::{Outcome, RefusedReason, Request, Worker};
 use weir_logic::gateway::{Event, Gateway, Input, Output};
+use weir_logic::health::PathStats;
 use weir_logic::ingest::{ConnId, Moment, Verdict};
 use weir_logic::mqtt::AuthRefusal;
 use weir_logic::uplink::DownReason;
@@ -17,7 +18,7 @@ use weir_logic::uplink::DownReason;
 use super::Message;
 use super::auth::Credentials;
 use super::listen::{ClientCommand, ClientHandle, ConnIds, ListenCounters, recycle};
-use super::uplink::{PathStats, UplinkCommand, UplinkEvent};
+use super::uplink::{UplinkCommand, UplinkEvent};
 use crate::status::{Status, StoreStatus};
 use crate::store::{StoreEvent, StoreInput, StoreTime};
 
@@ -261,7 +262,10 @@ impl Driver {
             UplinkEvent::Connected => gateway.handle(now, Input::UplinkConnected { uplink }),
             UplinkEvent::Control(bytes) => gateway.handle(now, Input::UplinkControl { uplink, bytes: &bytes }),
             UplinkEvent::Written { flow, len } => gateway.handle(now, Input::UplinkWritten { uplink, flow, len }),
-            UplinkEvent::Path(path) => self.parts.uplinks[usize::from(uplink)].path = path,
+            UplinkEvent::Path(path) => {
+                self.parts.uplinks[usize::from(uplink)].path = path;
+                gateway.handle(now, Input::UplinkPath { uplink, path });
+            }
             UplinkEvent::Closed(reason) => gateway.handle(now, Input::UplinkClosed { uplink, reason }),
         }
     }

@@ -11,6 +11,7 @@ use bytes::Bytes;
 use quinn::{Connection, Endpoint, RecvStream, SendStream};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
+use weir_logic::health::PathStats;
 use weir_logic::ids::Class;
 use weir_logic::lanes::Flow;
 
@@ -35,16 +36,6 @@ pub(crate) enum UplinkEvent {
     },
     Path(PathStats),
     Closed(String),
-}
-
-/// What QUIC knows of the path.
-#[derive(Debug, Clone, Copy, Default)]
-pub(crate) struct PathStats {
-    pub(crate) rtt_us: u64,
-    pub(crate) cwnd_bytes: u64,
-    pub(crate) lost_packets: u64,
-    pub(crate) sent_bytes: u64,
-    pub(crate) received_bytes: u64,
 }
 
 /// Where and as whom an uplink connects.
@@ -285,10 +276,14 @@ async fn watch_path(connection: Connection, events: Events) -> Result<(), String
         let stats = connection.stats();
         let path = PathStats {
             rtt_us: stats.path.rtt.as_micros() as u64,
-            cwnd_bytes: stats.path.cwnd,
+            rtt_min_us: 0,
+            received_packets: stats.udp_rx.datagrams,
+            sent_packets: stats.path.sent_packets,
             lost_packets: stats.path.lost_packets,
             sent_bytes: stats.udp_tx.bytes,
             received_bytes: stats.udp_rx.bytes,
+            cwnd_bytes: stats.path.cwnd,
+            congestion_events: stats.path.congestion_events,
         };
         connection.set_send_window((2 * path.cwnd_bytes).clamp(SEND_WINDOW_MIN, SEND_WINDOW_MAX));
         events.send(UplinkEvent::Path(path)).await;

@@ -176,7 +176,7 @@ impl Streams {
         };
         let mut ack = None;
         if keep {
-            let seq = lanes.push(now.service_us, entry.lane, &base);
+            let seq = lanes.push(now.service_us, entry.lane, stream_index, &base);
             ack = Some(Ack::WhenSafe { lane: entry.lane, seq });
             stream.counters.add(Fate::Kept);
         }
@@ -191,7 +191,8 @@ impl Streams {
             let is_own_time = self.samples.time_us().is_some();
             for aggregate in closed {
                 let service_time = !is_own_time && is_service_time(&aggregate);
-                let seq = push_aggregate(lanes, now, entry.lane, &base, &aggregate, service_time, &mut self.payload);
+                let seq =
+                    push_aggregate(lanes, now, (entry.lane, stream_index), &base, &aggregate, service_time, &mut self.payload);
                 stream.counters.add(Fate::Aggregate);
                 let ack = Ack::WhenSafe { lane: entry.lane, seq };
                 self.resolved.extend(source.waiting.drain(..).map(|waiting| (waiting, ack)));
@@ -281,7 +282,7 @@ impl Streams {
         };
         if let Some(window) = pending.window.as_deref().filter(|_| keep_window) {
             record.payload = window;
-            let seq = lanes.push(now.service_us, lane, &record);
+            let seq = lanes.push(now.service_us, lane, source.stream, &record);
             stream.counters.add(Fate::Window);
             ack = Ack::WhenSafe { lane, seq };
         }
@@ -300,7 +301,7 @@ impl Streams {
             .encode(&mut self.payload);
             if encoded.is_ok() {
                 (record.kind, record.payload) = (RecordKind::Verdict, &self.payload);
-                let seq = lanes.push(now.service_us, lane, &record);
+                let seq = lanes.push(now.service_us, lane, source.stream, &record);
                 stream.counters.add(Fate::Verdict);
                 self.verdicts += 1;
                 ack = Ack::WhenSafe { lane, seq };
@@ -338,7 +339,7 @@ impl Streams {
                 payload: &[],
             };
             let service_time = is_service_time(&aggregate);
-            let seq = push_aggregate(lanes, now, lane, &base, &aggregate, service_time, &mut self.payload);
+            let seq = push_aggregate(lanes, now, (lane, source.stream), &base, &aggregate, service_time, &mut self.payload);
             stream.counters.add(Fate::Aggregate);
             let ack = Ack::WhenSafe { lane, seq };
             self.resolved.extend(source.waiting.drain(..).map(|waiting| (waiting, ack)));
@@ -375,7 +376,7 @@ fn is_service_time(aggregate: &Aggregate) -> bool {
 fn push_aggregate(
     lanes: &mut Lanes,
     now: Moment,
-    lane: Class,
+    (lane, stream): (Class, u16),
     base: &NewRecord<'_>,
     aggregate: &Aggregate,
     service_time: bool,
@@ -384,5 +385,5 @@ fn push_aggregate(
     payload.clear();
     aggregate.encode(payload);
     let record = NewRecord { kind: RecordKind::Aggregate, service_time, payload, ..*base };
-    lanes.push(now.service_us, lane, &record)
+    lanes.push(now.service_us, lane, stream, &record)
 }

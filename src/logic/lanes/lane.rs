@@ -25,6 +25,8 @@ pub(super) struct Block {
     pub(super) send: Send,
     /// Since when a record of it has waited to become safe.
     pub(super) waits_since_us: u64,
+    /// Its bytes by stream; empty for a block of an earlier run.
+    pub(super) parts: Box<[(u16, u32)]>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,7 +43,20 @@ pub(super) enum Send {
     /// Being read from disk, to be sent.
     Loading,
     /// Handed to an uplink; not yet acknowledged.
-    UnderWay { uplink: u8, since_us: u64 },
+    UnderWay(UnderWay),
+}
+
+/// What was handed to an uplink.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct UnderWay {
+    pub(super) uplink: u8,
+    /// Since when its ack is waited for: its receipt if it was never on disk.
+    pub(super) since_us: u64,
+    pub(super) sent_us: u64,
+    /// Bytes that were sent, which are fewer than the block's if it was thinned.
+    pub(super) len: u32,
+    /// Records that were thinned.
+    pub(super) thinned: u32,
 }
 
 #[derive(Debug)]
@@ -70,7 +85,16 @@ pub(super) struct Lane {
     pub(super) under_way_bytes: u64,
     /// Records in sealed blocks.
     pub(super) records: u64,
+    /// Raw bytes in the open end, by stream.
+    pub(super) staged: Vec<u32>,
+    /// Bytes of a block for each raw byte, of late.
+    pub(super) ratio: f64,
 }
+
+/// Sensor data as JSON shrinks to about this part; learned with the first blocks.
+const RATIO_AT_FIRST: f64 = 0.5;
+/// Weight of the newest block in what is learned.
+const RATIO_GAIN: f64 = 0.1;
 
 impl Lane {
     pub(super) fn new(class: Class, policy: LanePolicy) -> Self {
@@ -89,6 +113,8 @@ impl Lane {
             cached_bytes: 0,
             under_way_bytes: 0,
             records: 0,
+            staged: Vec::new(),
+            ratio: RATIO_AT_FIRST,
         }
     }
 
@@ -116,6 +142,20 @@ impl Lane {
         self.blocks.insert(position, block);
     }
 
+    /// Shares the length of the block that the open end became among its streams, and starts anew.
+    pub(super) fn take_parts(&mut self, len: u32) -> Box<[(u16, u32)]> {
+        let raw: u64 = self.staged.iter().map(|&bytes| u64::from(bytes)).sum();
+        if raw == 0 {
+            return Box::default();
+        }
+        self.ratio += RATIO_GAIN * (f64::from(len) / raw as f64 - self.ratio);
+        let part = |bytes: u32| (u64::from(bytes) * u64::from(len) / raw) as u32;
+        let named = self.staged.iter().enumerate().filter(|(_, bytes)| **bytes > 0);
+        let parts = named.map(|(stream, &bytes)| (stream as u16, part(bytes))).collect();
+        self.staged.fill(0);
+        parts
+    }
+
     /// Takes a block out for good.
     pub(super) fn remove(&mut self, position: Position) -> Option<Block> {
         let block = self.blocks.remove(&position)?;
@@ -127,8 +167,8 @@ impl Lane {
                 self.cached_bytes -= u64::from(block.len);
             }
         }
-        if matches!(block.send, Send::UnderWay { .. }) {
-            self.under_way_bytes -= u64::from(block.len);
+        if let Send::UnderWay(under_way) = block.send {
+            self.under_way_bytes -= u64::from(under_way.len);
         }
         for queue in [&mut self.live, &mut self.backlog, &mut self.to_write] {
             queue.remove(&position);
@@ -175,11 +215,11 @@ impl Lane {
     pub(super) fn requeue(&mut self, uplink: u8) -> usize {
         let mut count = 0;
         for (&position, block) in &mut self.blocks {
-            if let Send::UnderWay { uplink: on, .. } = block.send
-                && on == uplink
+            if let Send::UnderWay(under_way) = block.send
+                && under_way.uplink == uplink
             {
                 block.send = Send::Queued;
-                self.under_way_bytes -= u64::from(block.len);
+                self.under_way_bytes -= u64::from(under_way.len);
                 count += 1;
                 let queue = if block.bytes.is_some() { &mut self.live } else { &mut self.backlog };
                 queue.insert(position);

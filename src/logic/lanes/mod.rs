@@ -16,6 +16,7 @@ mod pacer;
 mod send;
 #[cfg(test)]
 mod tests;
+mod worth;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::RangeInclusive;
@@ -25,11 +26,13 @@ use bytes::Bytes;
 use crate::block::{BlockHeader, Codec, NewRecord};
 use crate::ids::{BlockKey, Class, Epoch, PerClass, Void, VoidReason};
 use crate::store::{CommitRequest, Held, Put, SeqRange, StoreError};
+use crate::thin::Thinner;
 
 pub use pacer::COMMIT_OVERHEAD_BYTES;
 pub use send::{Flow, Outgoing};
+pub use worth::Acked;
 
-use lane::{Block, Disk, Lane, Position, Send};
+use lane::{Block, Disk, Lane, Position, Send, UnderWay};
 use pacer::Pacer;
 
 /// When a record counts as safe.
@@ -77,6 +80,8 @@ pub struct LaneCounters {
     pub payload_bytes: u64,
     /// Records the cloud acknowledged.
     pub acked: u64,
+    /// Records that were left out of what the cloud acknowledged, because their bytes cost more than they were worth.
+    pub thinned: u64,
     /// Records evicted because the lane was over its cap.
     pub evicted: u64,
     /// Records that outlived their TTL.
@@ -118,6 +123,11 @@ pub struct Lanes {
     epochs: Vec<Epoch>,
     lanes: PerClass<Lane>,
     codec: Codec,
+    thinner: Thinner,
+    /// Bytes acknowledged since [`Lanes::take_acked`].
+    acked: Vec<Acked>,
+    /// Raw bytes that came since [`Lanes::take_arrived`], by stream.
+    arrived: Vec<u64>,
     pacer: Pacer,
     wall_offset_us: Option<i64>,
     uplink_up: bool,
@@ -182,9 +192,25 @@ const SPILL_INTERVAL_US: u64 = 1_000_000;
 /// How often caps and ages are checked; caps also whenever a block is sealed.
 const CHECK_US: u64 = 1_000_000;
 
+/// Adds to a list by stream, which grows as streams appear.
+fn add_at<T: Copy + Default + std::ops::AddAssign>(list: &mut Vec<T>, stream: u16, more: T) {
+    let at = usize::from(stream);
+    if at >= list.len() {
+        list.resize(at + 1, T::default());
+    }
+    list[at] += more;
+}
+
 impl Lanes {
     /// Lanes with what was found on disk; `epoch` must be new.
-    pub fn new(now_us: u64, epoch: Epoch, policies: PerClass<LanePolicy>, limits: LanesLimits, found: Found<'_>) -> Self {
+    pub fn new(
+        now_us: u64,
+        epoch: Epoch,
+        policies: PerClass<LanePolicy>,
+        limits: LanesLimits,
+        found: Found<'_>,
+        thinner: Thinner,
+    ) -> Self {
         let Found { held, voids, damaged } = found;
         let mut epochs: Vec<Epoch> = Vec::new();
         let mut lanes = Class::ALL.map(|class| Lane::new(class, policies[class.index()]));
@@ -201,6 +227,7 @@ impl Lanes {
                 fragmented: false,
                 send: Send::Queued,
                 waits_since_us: now_us,
+                parts: Box::default(),
             };
             lanes[header.key.lane.index()].insert((order as u32, header.key.first_seq), block);
         }
@@ -216,6 +243,9 @@ impl Lanes {
             epochs,
             lanes,
             codec: Codec::default(),
+            thinner,
+            acked: Vec::new(),
+            arrived: Vec::new(),
             pacer: Pacer::new(now_us, limits.early_commit_bytes_per_day),
             wall_offset_us: None,
             uplink_up: false,
@@ -287,8 +317,8 @@ impl Lanes {
         self.wall_offset_us = offset_us;
     }
 
-    /// Appends a record to the lane of its class and returns its sequence number.
-    pub fn push(&mut self, now_us: u64, class: Class, record: &NewRecord<'_>) -> u64 {
+    /// Appends a record of a stream to the lane of its class and returns its sequence number.
+    pub fn push(&mut self, now_us: u64, class: Class, stream: u16, record: &NewRecord<'_>) -> u64 {
         if self.lanes[class.index()].staging.is_full_for(record.payload.len(), self.limits.block_target_bytes) {
             self.seal(now_us, class);
         }
@@ -296,6 +326,8 @@ impl Lanes {
         let before = lane.staging.len();
         let seq = lane.staging.push(record);
         let len = lane.staging.len() - before;
+        add_at(&mut lane.staged, stream, len as u32);
+        add_at(&mut self.arrived, stream, len as u64);
         if lane.writes_at_once(self.uplink_up) {
             self.pacer.record(now_us, class, len);
         }
@@ -341,6 +373,7 @@ impl Lanes {
         let waits_since_us = lane.staging.chunk_born_us().unwrap_or(now_us);
         let (header, bytes) = lane.staging.seal(class, epoch, self.wall_offset_us, &mut self.codec)?;
         let position = (current, header.key.first_seq);
+        let bytes_len = bytes.len() as u32;
         let block = Block {
             header,
             len: bytes.len() as u32,
@@ -349,6 +382,7 @@ impl Lanes {
             fragmented: std::mem::take(&mut lane.staging_fragmented),
             send: Send::Queued,
             waits_since_us,
+            parts: lane.take_parts(bytes_len),
         };
         lane.insert(position, block);
         Some(position)
@@ -569,12 +603,17 @@ impl Lanes {
             .collect();
         for position in done {
             let block = self.lanes[class.index()].remove(position).expect("found above");
-            self.counters[class.index()].acked += u64::from(block.header.count);
-            if let Send::UnderWay { since_us, .. } = block.send
-                && self.lanes[class.index()].policy.durability == Durability::Through
-            {
-                self.ack_times.record(now_us.saturating_sub(since_us));
+            let mut thinned = 0;
+            if let Send::UnderWay(UnderWay { uplink, since_us, sent_us, len, thinned: left_out }) = block.send {
+                thinned = left_out;
+                self.acked.push(Acked { uplink, bytes: len.into(), sent_us });
+                if self.lanes[class.index()].policy.durability == Durability::Through {
+                    self.ack_times.record(now_us.saturating_sub(since_us));
+                }
             }
+            let counters = &mut self.counters[class.index()];
+            counters.acked += u64::from(block.header.count - thinned);
+            counters.thinned += u64::from(thinned);
             self.forget(now_us, &block);
         }
         let key = |first_seq| BlockKey { lane: class, epoch, first_seq };

@@ -8,7 +8,8 @@
 use bytes::Bytes;
 
 use crate::ids::{BlockKey, Class, PerClass};
-use crate::lanes::{Lanes, Send};
+use crate::lanes::{Lanes, Send, UnderWay};
+use crate::plan::Plan;
 use crate::wire::LaneStream;
 
 /// A stream to the cloud: a lane's live data or its backlog.
@@ -74,6 +75,11 @@ impl Schedule {
     pub(super) fn load_failed(&mut self, class: Class, retry_us: u64) {
         self.loading[class.index()] = false;
         self.load_after_us[class.index()] = retry_us;
+    }
+
+    /// Bytes that the shell holds for the transport to take.
+    pub(super) fn unwritten_bytes(&self) -> u64 {
+        self.unwritten.iter().sum()
     }
 
     fn has_room(&self, flow: Flow) -> bool {
@@ -170,20 +176,21 @@ impl Lanes {
     /// The next thing to send on `uplink` or to load for it, if there is any and there is room for it.
     ///
     /// `credits` are the bytes per class that may be under way.
-    pub fn outgoing(&mut self, now_us: u64, uplink: u8, credits: &PerClass<u64>) -> Option<Outgoing> {
+    /// What `plan` has no price for is sent as it is; what it holds only if nothing else wants to be sent.
+    pub fn outgoing(&mut self, now_us: u64, uplink: u8, credits: &PerClass<u64>, plan: &Plan) -> Option<Outgoing> {
         if self.schedule.uplink != uplink {
             (self.schedule.uplink, self.schedule.unwritten) = (uplink, [0; FLOWS]);
         }
         loop {
-            let flow = self.choose(now_us, credits)?;
-            if let Some(outgoing) = self.serve(now_us, uplink, flow) {
+            let flow = self.choose(now_us, credits, plan)?;
+            if let Some(outgoing) = self.serve(now_us, uplink, flow, plan) {
                 return Some(outgoing);
             }
             // What was chosen had been acknowledged or given up meanwhile and is gone now: choose again.
         }
     }
 
-    fn choose(&mut self, now_us: u64, credits: &PerClass<u64>) -> Option<Flow> {
+    fn choose(&mut self, now_us: u64, credits: &PerClass<u64>, plan: &Plan) -> Option<Flow> {
         for backlog in [false, true] {
             let flow = Flow { lane: Class::Critical, backlog };
             if self.wants(now_us, flow, credits) {
@@ -191,13 +198,19 @@ impl Lanes {
             }
         }
         let mut best: Option<Flow> = None;
+        let mut held: Option<Flow> = None;
         for flow in Class::ALL[1..].iter().flat_map(|&lane| [Flow { lane, backlog: false }, Flow { lane, backlog: true }]) {
             let earlier = best.is_none_or(|b| self.schedule.turns[index(flow)] < self.schedule.turns[index(b)]);
-            if earlier && self.wants(now_us, flow, credits) {
+            if !earlier || !self.wants(now_us, flow, credits) {
+                continue;
+            }
+            if self.is_held(now_us, flow, plan) {
+                held = held.or(Some(flow));
+            } else {
                 best = Some(flow);
             }
         }
-        best
+        best.or(held)
     }
 
     /// When [`Lanes::outgoing`] has something to give if nothing else happens; `u64::MAX` if room or credit must come first.
@@ -239,7 +252,7 @@ impl Lanes {
         (lane.under_way_bytes == 0 || lane.under_way_bytes + len <= credits[at]).then_some(due_us)
     }
 
-    fn serve(&mut self, now_us: u64, uplink: u8, flow: Flow) -> Option<Outgoing> {
+    fn serve(&mut self, now_us: u64, uplink: u8, flow: Flow, plan: &Plan) -> Option<Outgoing> {
         let at = flow.lane.index();
         if flow.backlog && self.schedule.ready[at].is_none() {
             let lane = &mut self.lanes[at];
@@ -263,12 +276,14 @@ impl Lanes {
             self.lanes[at].live.remove(&position);
             (position, self.lanes[at].blocks[&position].bytes.clone()?)
         };
+        let (bytes, thinned) = self.thinned(now_us, position, flow.lane, bytes, plan);
         let lane = &mut self.lanes[at];
         let block = lane.blocks.get_mut(&position)?;
         let key = block.header.key;
         let since_us = if flow.backlog { now_us } else { block.header.born_us };
-        block.send = Send::UnderWay { uplink, since_us };
-        lane.under_way_bytes += u64::from(block.len);
+        let len = bytes.len() as u32;
+        block.send = Send::UnderWay(UnderWay { uplink, since_us, sent_us: now_us, len, thinned });
+        lane.under_way_bytes += u64::from(len);
         lane.drop_bytes(position);
         let share = lane.policy.share;
         self.schedule.take_turn(flow, bytes.len() as u64, share);

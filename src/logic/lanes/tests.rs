@@ -2,6 +2,10 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::block::RecordKind;
+use crate::payload::{OpaqueFormat, PayloadFormat};
+use crate::plan::Plan;
+use crate::policy::{StreamFidelity, StreamPolicy};
+use crate::price::{Ladder, Lateness, Level, StreamValue};
 use crate::ranges::RangeSet;
 
 const SECOND: u64 = 1_000_000;
@@ -13,11 +17,15 @@ fn policy(durability: Durability) -> LanePolicy {
 }
 
 fn lanes(policies: PerClass<LanePolicy>) -> Lanes {
-    Lanes::new(0, Epoch(9), policies, LIMITS, Found::default())
+    Lanes::new(0, Epoch(9), policies, LIMITS, Found::default(), thinner())
 }
 
 fn all(durability: Durability) -> Lanes {
     lanes([policy(durability); 4])
+}
+
+fn thinner() -> Thinner {
+    Thinner::new(&[], 0)
 }
 
 /// Bytes that do not compress.
@@ -43,13 +51,13 @@ fn push(lanes: &mut Lanes, now_us: u64, class: Class, len: usize) -> u64 {
         at_us: now_us,
         payload: &payload,
     };
-    lanes.push(now_us, class, &record)
+    lanes.push(now_us, class, 0, &record)
 }
 
 /// Sends all there is and says what; loads are answered at once with what is on disk.
 fn send(lanes: &mut Lanes, now_us: u64, disk: &BTreeMap<BlockKey, Bytes>) -> Vec<(Flow, BlockKey, Bytes)> {
     let mut sent = Vec::new();
-    while let Some(outgoing) = lanes.outgoing(now_us, 0, &CREDITS) {
+    while let Some(outgoing) = lanes.outgoing(now_us, 0, &CREDITS, &Plan::default()) {
         match outgoing {
             Outgoing::Send { flow, key, block } => {
                 lanes.written(0, flow, block.len() as u64);
@@ -103,7 +111,7 @@ fn check(lanes: &Lanes) {
         assert_eq!(lane.bytes, sum(&|_| true));
         assert_eq!(lane.memory_bytes, sum(&|block| block.bytes.is_some()));
         assert_eq!(lane.cached_bytes, sum(&|block| block.bytes.is_some() && block.disk == Disk::Stored));
-        assert_eq!(lane.under_way_bytes, sum(&|block| matches!(block.send, Send::UnderWay { .. })));
+        assert_eq!(lane.under_way_bytes, sum(&|block| matches!(block.send, Send::UnderWay(_))));
         let set = |of: &dyn Fn(&Block) -> bool| {
             lane.blocks.iter().filter(|(_, block)| of(block)).map(|(&at, _)| at).collect::<BTreeSet<_>>()
         };
@@ -153,7 +161,7 @@ proptest! {
             ttl_us: ttl,
             share: 4,
         });
-        let mut lanes = Lanes::new(0, Epoch(9), policies, LanesLimits { memory_bytes: 20_000, ..LIMITS }, Found::default());
+        let mut lanes = Lanes::new(0, Epoch(9), policies, LanesLimits { memory_bytes: 20_000, ..LIMITS }, Found::default(), thinner());
         let (mut now_us, mut disk, mut voids) = (1_000, BTreeMap::new(), BTreeMap::new());
         let (mut pushed, mut sent, mut loads) = ([0u64; 4], Vec::<Bytes>::new(), Vec::new());
         let mut acked: PerClass<RangeSet> = Default::default();
@@ -166,7 +174,7 @@ proptest! {
                 }
                 Op::Wait(us) => now_us += us,
                 Op::Send => {
-                    while let Some(outgoing) = lanes.outgoing(now_us, 0, &[3_000; 4]) {
+                    while let Some(outgoing) = lanes.outgoing(now_us, 0, &[3_000; 4], &Plan::default()) {
                         match outgoing {
                             Outgoing::Send { block, flow, .. } => {
                                 lanes.written(0, flow, block.len() as u64);
@@ -243,7 +251,7 @@ fn saturate(
     for step in 1..steps {
         let now_us = step * 10_000;
         feed(lanes, now_us);
-        while let Some(outgoing) = lanes.outgoing(now_us, 0, &CREDITS) {
+        while let Some(outgoing) = lanes.outgoing(now_us, 0, &CREDITS, &Plan::default()) {
             match outgoing {
                 Outgoing::Send { flow, block, .. } => {
                     under_way += block.len();
@@ -295,8 +303,14 @@ fn a_backlog_gets_half_of_what_live_data_gets() {
     commits(&mut before, 60 * SECOND, 65 * SECOND, &mut disk);
     let held = held(&before);
     assert!(held.len() > 1_000, "{} blocks", held.len());
-    let mut lanes =
-        Lanes::new(70 * SECOND, Epoch(10), [policy(Durability::Memory); 4], LIMITS, Found { held: &held, ..Found::default() });
+    let mut lanes = Lanes::new(
+        70 * SECOND,
+        Epoch(10),
+        [policy(Durability::Memory); 4],
+        LIMITS,
+        Found { held: &held, ..Found::default() },
+        thinner(),
+    );
     lanes.set_uplink_up(0, true);
     let feed = |lanes: &mut Lanes, now_us| {
         while lanes.lanes[2].memory_len() < 100_000 {
@@ -318,12 +332,12 @@ fn critical_goes_before_everything_and_is_not_held_up_by_it() {
         push(&mut lanes, SECOND, Class::Normal, 1_000);
     }
     let mut last = None;
-    while let Some(outgoing) = lanes.outgoing(2 * SECOND, 0, &CREDITS) {
+    while let Some(outgoing) = lanes.outgoing(2 * SECOND, 0, &CREDITS, &Plan::default()) {
         last = Some(outgoing);
     }
     assert!(matches!(last, Some(Outgoing::Send { flow: Flow { lane: Class::Normal, .. }, .. })), "the shell has all it may");
     push(&mut lanes, 2 * SECOND, Class::Critical, 10);
-    let next = lanes.outgoing(2 * SECOND, 0, &CREDITS);
+    let next = lanes.outgoing(2 * SECOND, 0, &CREDITS, &Plan::default());
     assert!(matches!(next, Some(Outgoing::Send { flow: Flow { lane: Class::Critical, .. }, .. })), "{next:?}");
 }
 
@@ -342,7 +356,7 @@ fn age_is_counted_over_restarts() {
     let held = held(&before);
     assert_eq!(held.iter().map(|held| held.header.born_us).collect::<Vec<_>>(), [5 * SECOND, 9 * SECOND]);
     let policies = [LanePolicy { ttl_us: Some(20 * SECOND), ..policy(Durability::Disk) }; 4];
-    let mut after = Lanes::new(20 * SECOND, Epoch(10), policies, LIMITS, Found { held: &held, ..Found::default() });
+    let mut after = Lanes::new(20 * SECOND, Epoch(10), policies, LIMITS, Found { held: &held, ..Found::default() }, thinner());
     for (now_s, expired) in [(21, 0), (25, 0), (26, 1), (29, 1), (30, 2)] {
         after.tick(now_s * SECOND);
         assert_eq!(after.counters(Class::High).expired, expired, "after {now_s} s");
@@ -363,7 +377,7 @@ fn the_oldest_are_evicted_first_and_become_one_void() {
     let held = held(&before);
     let old_bytes: u64 = held.iter().map(|held| u64::from(held.len)).sum();
     let policies = [LanePolicy { cap_bytes: old_bytes, ..policy(Durability::Disk) }; 4];
-    let mut after = Lanes::new(4 * SECOND, Epoch(3), policies, LIMITS, Found { held: &held, ..Found::default() });
+    let mut after = Lanes::new(4 * SECOND, Epoch(3), policies, LIMITS, Found { held: &held, ..Found::default() }, thinner());
     for step in 0..20 {
         push(&mut after, 4 * SECOND + step, Class::Normal, 1_000);
     }
@@ -434,7 +448,7 @@ fn through_writes_what_cannot_be_sent_for_want_of_credit() {
     for step in 0..1_000 {
         let now_us = SECOND + step * 10_000;
         push(&mut lanes, now_us, Class::Normal, 100);
-        assert_eq!(lanes.outgoing(now_us, 0, &[0; 4]), None);
+        assert_eq!(lanes.outgoing(now_us, 0, &[0; 4], &Plan::default()), None);
         times.extend(commits(&mut lanes, now_us, now_us + 9_999, &mut disk));
     }
     assert!((8..=11).contains(&times.len()), "{} commits in 10 s", times.len());
@@ -538,7 +552,7 @@ fn a_run_of_which_only_voids_are_left_is_named_and_forgotten_when_they_are_ackno
     let key = BlockKey { lane: Class::Normal, epoch: Epoch(4), first_seq: 10 };
     let void = Void { key, last_seq: 19, reason: VoidReason::Expired };
     let mut lanes =
-        Lanes::new(0, Epoch(9), [policy(Durability::Disk); 4], LIMITS, Found { voids: &[void], ..Found::default() });
+        Lanes::new(0, Epoch(9), [policy(Durability::Disk); 4], LIMITS, Found { voids: &[void], ..Found::default() }, thinner());
     assert_eq!(lanes.held_epochs(), [Epoch(4)]);
     assert_eq!(lanes.take_voids_to_send(), [void]);
     lanes.ack(SECOND, Class::Normal, Epoch(4), 10..=19);
@@ -579,7 +593,7 @@ fn a_damaged_block_is_voided_up_to_the_next_sound_one_and_removed() {
     held.retain(|held| held.header.key.first_seq == 2);
     let damaged = [key(0), key(4), BlockKey { epoch: Epoch(5), ..key(7) }, key(3)];
     let found = Found { held: &held, damaged: &damaged, ..Found::default() };
-    let mut after = Lanes::new(60 * SECOND, Epoch(10), [policy(Durability::Disk); 4], LIMITS, found);
+    let mut after = Lanes::new(60 * SECOND, Epoch(10), [policy(Durability::Disk); 4], LIMITS, found, thinner());
     assert_eq!(after.held_epochs(), [Epoch(9), Epoch(5)]);
     let mut voids = after.take_voids_to_send();
     voids.sort_by_key(|void| void.key);
@@ -590,4 +604,99 @@ fn a_damaged_block_is_voided_up_to_the_next_sound_one_and_removed() {
     commits(&mut after, 60 * SECOND, 70 * SECOND, &mut disk);
     assert_eq!(disk.keys().copied().collect::<Vec<_>>(), [key(2)]);
     check(&after);
+}
+
+/// A plan by which stream 0 is held, stream 1 is thinned to a quarter, and stream 2 is sent as it is.
+fn priced() -> Plan {
+    let lateness = Lateness { d0_us: 1_000 * SECOND, d1_us: None, u1: 1.0 };
+    let value = |weight, ladder| Some(StreamValue { weight, ladder, lateness, is_exempt: false });
+    let values = [value(0.5, Ladder::RAW), value(1.0, Ladder::TELEMETRY.down_to(Level::Thin4)), None];
+    Plan { lambda: 1.0, values: values.into(), ..Plan::default() }
+}
+
+fn push_of(lanes: &mut Lanes, now_us: u64, class: Class, stream: u16, len: usize) {
+    let payload = noise(now_us ^ lanes.counters(class).records, len);
+    let record = NewRecord {
+        source: stream.into(),
+        stream: ["held", "thin", "free"][usize::from(stream)],
+        device: "d",
+        kind: RecordKind::Raw,
+        service_time: false,
+        at_us: now_us,
+        payload: &payload,
+    };
+    lanes.push(now_us, class, stream, &record);
+}
+
+fn named(name: &str) -> StreamPolicy {
+    StreamPolicy {
+        name: name.into(),
+        filters: Vec::new(),
+        class: Class::Normal,
+        fidelity: StreamFidelity::Raw,
+        format: PayloadFormat::Opaque(OpaqueFormat {}),
+        aggregate: None,
+        keep: None,
+        model: None,
+        ack_record: false,
+        value: None,
+    }
+}
+
+#[test]
+fn what_is_worth_less_than_its_bytes_is_thinned_when_it_is_sent_and_kept_whole_until_it_is_acknowledged() {
+    let thinner = Thinner::new(&["held", "thin", "free"].map(named), 0);
+    let mut lanes = Lanes::new(0, Epoch(9), [policy(Durability::Through); 4], LIMITS, Found::default(), thinner);
+    lanes.set_uplink_up(0, true);
+    let plan = priced();
+    assert_eq!(plan.level(1, 0), Some(Level::Thin4));
+    for _ in 0..16 {
+        push_of(&mut lanes, 0, Class::Normal, 1, 100);
+        push_of(&mut lanes, 0, Class::Normal, 2, 100);
+    }
+    let waiting = lanes.waiting(SECOND, 3, |_| None);
+    assert_eq!(waiting.iter().map(|c| (c.stream, c.age_us)).collect::<Vec<_>>(), [(1, SECOND), (2, SECOND)]);
+    let Some(Outgoing::Send { flow, block, .. }) = lanes.outgoing(SECOND, 0, &CREDITS, &plan) else { panic!("a block") };
+    lanes.written(0, flow, block.len() as u64);
+    let mut codec = Codec::default();
+    let (header, records) = codec.open(&block).expect("our own block");
+    let streams: Vec<String> = records.map(|record| record.expect("whole").stream.to_owned()).collect();
+    assert_eq!((streams.iter().filter(|s| *s == "thin").count(), streams.iter().filter(|s| *s == "free").count()), (4, 16));
+    assert_eq!((header.key.first_seq, header.last_seq), (0, 31));
+    assert_eq!(lanes.under_way_bytes(), block.len() as u64);
+    check_under_way(&lanes);
+    // A lost session costs nothing: what was thinned is still there whole, and may be sent finer.
+    lanes.session_lost(0);
+    assert_eq!(lanes.under_way_bytes(), 0);
+    let Some(Outgoing::Send { block, .. }) = lanes.outgoing(SECOND, 0, &CREDITS, &Plan::default()) else { panic!("a block") };
+    assert_eq!(BlockHeader::parse(&block).expect("our own block").count, 32);
+    lanes.session_lost(0);
+    let Some(Outgoing::Send { block, .. }) = lanes.outgoing(SECOND, 0, &CREDITS, &plan) else { panic!("a block") };
+    ack(&mut lanes, 2 * SECOND, &block);
+    let counters = lanes.counters(Class::Normal);
+    assert_eq!((counters.acked, counters.thinned, counters.records), (20, 12, 32));
+    assert_eq!(lanes.take_acked(), [Acked { uplink: 0, bytes: block.len() as u64, sent_us: SECOND }]);
+    assert_eq!(lanes.safe()[Class::Normal.index()], 32);
+}
+
+#[test]
+fn what_is_held_is_sent_only_when_nothing_else_is() {
+    let thinner = Thinner::new(&["held", "thin", "free"].map(named), 0);
+    let mut lanes = Lanes::new(0, Epoch(9), [policy(Durability::Through); 4], LIMITS, Found::default(), thinner);
+    lanes.set_uplink_up(0, true);
+    push_of(&mut lanes, 0, Class::High, 0, 100);
+    push_of(&mut lanes, 0, Class::Bulk, 2, 100);
+    push_of(&mut lanes, 0, Class::Critical, 0, 100);
+    let mut order = Vec::new();
+    while let Some(Outgoing::Send { flow, .. }) = lanes.outgoing(SECOND, 0, &CREDITS, &priced()) {
+        order.push(flow.lane);
+    }
+    assert_eq!(order, [Class::Critical, Class::Bulk, Class::High]);
+}
+
+fn check_under_way(lanes: &Lanes) {
+    for lane in &lanes.lanes {
+        let sent = |block: &Block| if let Send::UnderWay(under_way) = block.send { u64::from(under_way.len) } else { 0 };
+        assert_eq!(lane.under_way_bytes, lane.blocks.values().map(sent).sum::<u64>());
+    }
 }

@@ -13,10 +13,12 @@
 //! Levels are chosen along a *concave* ladder: each further byte is worth less than the one before. Then the best level at
 //! a price is found step by step, and the demand falls with the price; [`Ladder::new`] refuses any other.
 
+pub use arrivals::Arrivals;
 pub use ladder::{Ladder, LadderError, Level};
-pub use solve::{Cohort, Explanation, PriceLimits, Solver};
+pub use solve::{Cohort, Explanation, Market, PriceLimits, Solver};
 pub use value::{Lateness, StreamValue};
 
+mod arrivals;
 mod ladder;
 mod solve;
 mod value;

@@ -1,6 +1,6 @@
 //! The price at which what waits and what is expected fits through the uplink.
 
-use super::{StreamValue, value::best};
+use super::StreamValue;
 
 /// Records of one stream and about one age that wait.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -24,12 +24,14 @@ pub struct PriceLimits {
     pub kappa: f64,
     /// The price holds still until it would move by this part of itself.
     pub hysteresis: f64,
+    /// Hold-down: the price falls no sooner than this after it last moved, in microseconds. It rises at once.
+    pub hold_us: u64,
 }
 
 impl Default for PriceLimits {
     /// From the sensitivity table of the prototype.
     fn default() -> Self {
-        PriceLimits { horizon_us: 60_000_000, drain_us: 8_000_000, kappa: 1.0, hysteresis: 0.25 }
+        PriceLimits { horizon_us: 60_000_000, drain_us: 8_000_000, kappa: 1.0, hysteresis: 0.25, hold_us: 3_000_000 }
     }
 }
 
@@ -67,24 +69,28 @@ struct Step {
 pub struct Solver {
     steps: Vec<Step>,
     lambda: f64,
+    moved_us: u64,
+}
+
+/// What a price is made for.
+#[derive(Debug, Clone, Copy)]
+pub struct Market<'a> {
+    /// By stream; `None` for streams that are neither folded nor held, whose bytes come first.
+    pub values: &'a [Option<StreamValue>],
+    /// What waits.
+    pub waiting: &'a [Cohort],
+    /// By stream: raw bytes a second that are expected.
+    pub expected: &'a [f64],
+    /// Bytes that the uplink is forecast to carry over the horizon.
+    pub forecast_bytes: f64,
+    /// Bytes that it carries over [`PriceLimits::drain_us`].
+    pub drain_bytes: f64,
 }
 
 impl Solver {
-    /// The price now.
-    ///
-    /// `values` by stream; `None` for streams that are neither folded nor held, whose bytes come first. `expected_bps` by
-    /// stream is the rate at which raw bytes come, in bytes a second. `forecast_bytes` is what the uplink is forecast to
-    /// carry over the horizon, `drain_bytes` over [`PriceLimits::drain_us`]. With `at_once` the price may move at once
-    /// however little, as after a change of the uplinks.
-    pub fn solve(
-        &mut self,
-        limits: &PriceLimits,
-        values: &[Option<StreamValue>],
-        waiting: &[Cohort],
-        expected_bps: &[f64],
-        (forecast_bytes, drain_bytes): (f64, f64),
-        at_once: bool,
-    ) -> Explanation {
+    /// The price now. With `at_once` it may move at once however little, as after a change of the uplinks.
+    pub fn solve(&mut self, now_us: u64, limits: &PriceLimits, market: Market<'_>, at_once: bool) -> Explanation {
+        let Market { values, waiting, expected, forecast_bytes, drain_bytes } = market;
         self.steps.clear();
         let horizon_us = limits.horizon_us as f64;
         let (mut wanted, mut waits) = (0.0, 0.0);
@@ -97,7 +103,7 @@ impl Solver {
             self.add(value, cohort.stream, cohort.age_us, (plan, drain));
             (wanted, waits) = (wanted + plan, waits + drain);
         }
-        for (stream, &rate) in expected_bps.iter().enumerate() {
+        for (stream, &rate) in expected.iter().enumerate() {
             let plan = rate * horizon_us / 1e6;
             self.add(values[stream], stream as u16, 0, (plan, 0.0));
             wanted += plan;
@@ -106,9 +112,10 @@ impl Solver {
         let lambda_plan = self.lowest(wanted, limits.kappa * forecast_bytes, |step| step.plan_bytes);
         let lambda_drain = self.lowest(waits, drain_bytes, |step| step.drain_bytes);
         let lambda = lambda_plan.min(lambda_drain);
-        let moved = (lambda - self.lambda).abs() > limits.hysteresis * self.lambda.max(lambda) || lambda == 0.0;
-        if moved || at_once {
-            self.lambda = lambda;
+        let is_far = (lambda - self.lambda).abs() > limits.hysteresis * self.lambda.max(lambda);
+        let may_fall = lambda > self.lambda || now_us >= self.moved_us.saturating_add(limits.hold_us);
+        if lambda != self.lambda && (at_once || is_far && may_fall) {
+            (self.lambda, self.moved_us) = (lambda, now_us);
         }
         let next = self.steps.partition_point(|step| step.slope < self.lambda);
         Explanation {
@@ -150,26 +157,27 @@ impl Solver {
     }
 }
 
-/// Bytes that these cohorts take at a price, for tests and explanations.
-pub fn demand_bytes(values: &[Option<StreamValue>], cohorts: &[Cohort], lambda: f64) -> f64 {
-    let bytes = |cohort: &Cohort| {
-        let part = match values[usize::from(cohort.stream)] {
-            Some(value) if !value.is_exempt => {
-                best(&value.ladder, value.weight_at(cohort.age_us), lambda).map_or(0.0, super::Level::bytes)
-            }
-            _ => 1.0,
-        };
-        cohort.bytes * part
-    };
-    cohorts.iter().map(bytes).sum()
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::price::value::best;
     use crate::price::{Ladder, Lateness, Level};
+
+    /// Bytes that these cohorts take at a price.
+    fn demand_bytes(values: &[Option<StreamValue>], cohorts: &[Cohort], lambda: f64) -> f64 {
+        let bytes = |cohort: &Cohort| {
+            let part = match values[usize::from(cohort.stream)] {
+                Some(value) if !value.is_exempt => {
+                    best(&value.ladder, value.weight_at(cohort.age_us), lambda).map_or(0.0, Level::bytes)
+                }
+                _ => 1.0,
+            };
+            cohort.bytes * part
+        };
+        cohorts.iter().map(bytes).sum()
+    }
 
     fn values() -> impl Strategy<Value = Vec<Option<StreamValue>>> {
         let ladder = prop_oneof![Just(Ladder::RAW), Just(Ladder::TELEMETRY), Just(Ladder::WAVE), Just(Ladder::LOG)];
@@ -190,7 +198,9 @@ mod tests {
     fn solve(values: &[Option<StreamValue>], cohorts: &[Cohort], plan: f64, drain: f64) -> Explanation {
         // A horizon beyond every deadline, so that all that waits counts whole.
         let limits = PriceLimits { horizon_us: 1_000_000_000, ..PriceLimits::default() };
-        Solver::default().solve(&limits, values, cohorts, &vec![0.0; values.len()], (plan, drain), true)
+        let expected = vec![0.0; values.len()];
+        let market = Market { values, waiting: cohorts, expected: &expected, forecast_bytes: plan, drain_bytes: drain };
+        Solver::default().solve(0, &limits, market, true)
     }
 
     proptest! {
@@ -238,25 +248,33 @@ mod tests {
         let (values, limits) = (one(1.0), PriceLimits::default());
         let mut solver = Solver::default();
         // Twice what the uplink carries is expected, and nothing waits: thinning now would leave it idle.
-        let idle = solver.solve(&limits, &values, &[], &[2_000.0], (60_000.0, 8_000.0), true);
+        let (forecast_bytes, drain_bytes) = (60_000.0, 8_000.0);
+        let market = Market { values: &values, waiting: &[], expected: &[2_000.0], forecast_bytes, drain_bytes };
+        let idle = solver.solve(0, &limits, market, true);
         assert!(idle.lambda_plan > 0.0 && idle.lambda_drain == 0.0 && idle.lambda == 0.0, "{idle:?}");
         let waiting = [Cohort { stream: 0, bytes: 100_000.0, age_us: 0 }];
-        let busy = solver.solve(&limits, &values, &waiting, &[2_000.0], (60_000.0, 8_000.0), true);
+        let busy = solver.solve(0, &limits, Market { waiting: &waiting, ..market }, true);
         assert!(busy.lambda > 0.0, "{busy:?}");
     }
 
     #[test]
-    fn the_price_holds_still_until_it_would_move_far() {
+    fn the_price_holds_still_until_it_would_move_far_and_falls_only_after_the_hold_down() {
         let limits = PriceLimits::default();
-        let price = |solver: &mut Solver, weight: f64, at_once| {
+        let price = |solver: &mut Solver, now_us: u64, weight: f64, at_once| {
             let waiting = [Cohort { stream: 0, bytes: 100_000.0, age_us: 0 }];
-            solver.solve(&limits, &one(weight), &waiting, &[0.0], (30_000.0, 30_000.0), at_once).lambda
+            let (values, expected) = (one(weight), [0.0]);
+            let (forecast_bytes, drain_bytes) = (30_000.0, 30_000.0);
+            let market = Market { values: &values, waiting: &waiting, expected: &expected, forecast_bytes, drain_bytes };
+            solver.solve(now_us, &limits, market, at_once).lambda
         };
         let mut solver = Solver::default();
-        let first = price(&mut solver, 1.0, false);
+        let first = price(&mut solver, 0, 1.0, false);
         assert!(first > 0.0);
-        assert_eq!(price(&mut solver, 1.1, false), first);
-        assert_ne!(price(&mut solver, 1.5, false), first);
-        assert_eq!(price(&mut solver, 1.0, true), first);
+        assert_eq!(price(&mut solver, 1, 1.1, false), first, "not far enough");
+        let dearer = price(&mut solver, 2, 2.0, false);
+        assert!(dearer > first, "it rises at once");
+        assert_eq!(price(&mut solver, 3, 1.0, false), dearer, "it is held down");
+        assert_eq!(price(&mut solver, 2 + limits.hold_us, 1.0, false), first);
+        assert!(price(&mut solver, 3 + limits.hold_us, 0.9, true) < first, "at once, however little");
     }
 }

@@ -44,6 +44,13 @@ pub enum SessionOutput {
     Disconnect(DownReason),
     /// Data may be sent from now on.
     Up,
+    /// A heartbeat was written.
+    Pinged,
+    /// A heartbeat was answered.
+    Heartbeat {
+        /// Its round trip in microseconds, through the cloud's process.
+        rtt_us: u64,
+    },
     /// The session ended; what it had under way must be sent again.
     Down(DownReason),
     /// An attempt to bring a session up failed.
@@ -244,7 +251,9 @@ impl Session {
             Some(Body::Pong(pong)) => {
                 while let Some((nonce, sent_us)) = self.pings.pop_front() {
                     if nonce == pong.nonce {
-                        self.rtt_us = Some(now_us.saturating_sub(sent_us));
+                        let rtt_us = now_us.saturating_sub(sent_us);
+                        self.rtt_us = Some(rtt_us);
+                        self.outputs.push_back(SessionOutput::Heartbeat { rtt_us });
                         break;
                     }
                 }
@@ -313,6 +322,7 @@ impl Session {
                     self.pings.pop_front();
                 }
                 self.write(Body::Ping(Ping { nonce: self.nonce, service_us: now_us, settled: settled().to_vec() }));
+                self.outputs.push_back(SessionOutput::Pinged);
             }
             _ => {}
         }

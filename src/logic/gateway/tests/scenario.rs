@@ -6,7 +6,8 @@ use crate::ids::{Class, PerClass};
 use crate::lanes::{Durability, LanePolicy, LanesLimits};
 use crate::mqtt::{ConnLimits, RouterLimits};
 use crate::payload::{NumberFormat, OpaqueFormat, PayloadFormat};
-use crate::policy::{Policy, StreamFidelity, StreamModel, StreamPolicy, UserPolicy};
+use crate::policy::{Policy, StreamFidelity, StreamModel, StreamPolicy, UplinkPolicy, UserPolicy};
+use crate::price::PriceLimits;
 use crate::uplink::SessionLimits;
 use crate::window::{AggregateConfig, AggregateSpec, KeepConfig, KeepRules, Span, ValueRule, WindowConfig, WindowSpec};
 
@@ -156,6 +157,7 @@ impl Scenario {
             keep: None,
             model: None,
             ack_record: false,
+            value: None,
         };
         let mut streams: Vec<_> = Class::ALL.into_iter().map(raw).collect();
         let spec = AggregateSpec::new(&AggregateConfig { every_us: 1_000_000, reorder_max_us: None }, 1);
@@ -204,7 +206,8 @@ impl Scenario {
                 connect_us: 10_000_000,
                 backoff_us: (500_000, 4_000_000),
             },
-            uplinks: self.uplinks,
+            uplinks: vec![UplinkPolicy { nominal_bps: 10_000_000 }; self.uplinks],
+            price: PriceLimits::default(),
         }
     }
 }

@@ -30,6 +30,8 @@ pub struct PathStats {
     pub lost_packets: u64,
     /// Bytes sent.
     pub sent_bytes: u64,
+    /// Bytes received.
+    pub received_bytes: u64,
     /// Congestion window in bytes.
     pub cwnd_bytes: u64,
     /// Times the congestion controller backed off.
