@@ -14,6 +14,7 @@ pub(crate) fn text(status: &Status) -> String {
     ingest(status, &mut out);
     streams(status, &mut out);
     lanes(status, &mut out);
+    plan(status, &mut out);
     uplinks(status, &mut out);
     models(status, &mut out);
     out.finish()
@@ -101,10 +102,11 @@ fn lanes(status: &Status, out: &mut MetricsText) {
     for Each(name, help, value) in gauges {
         out.gauges(name, help, status.lanes.iter().map(|lane| ([("class", lane.class.as_str())], value(lane))));
     }
-    let counters: [Each<LaneStatus, u64>; 8] = [
+    let counters: [Each<LaneStatus, u64>; 9] = [
         Each("weir_lane_records_total", "Records taken in.", |l| l.records_total),
         Each("weir_lane_payload_bytes_total", "Payload bytes taken in.", |l| l.payload_bytes),
         Each("weir_lane_acked_total", "Records the cloud acknowledged.", |l| l.acked),
+        Each("weir_lane_thinned_total", "Records left out of what was sent, for the price of their bytes.", |l| l.thinned),
         Each("weir_lane_evicted_total", "Records evicted.", |l| l.evicted),
         Each("weir_lane_expired_total", "Records expired.", |l| l.expired),
         Each("weir_lane_corrupt_total", "Records whose block was unreadable.", |l| l.corrupt),
@@ -116,11 +118,23 @@ fn lanes(status: &Status, out: &mut MetricsText) {
     }
 }
 
+fn plan(status: &Status, out: &mut MetricsText) {
+    let plan = &status.plan;
+    out.gauge("weir_plan_version_count", "Plans that differed from the one before.", plan.version as f64);
+    out.gauge("weir_plan_price", "Worth that a byte must have to be sent; 0 while all are.", plan.price);
+    out.gauge("weir_plan_wanted_bytes", "Bytes that want to be sent within the horizon.", plan.wanted_bytes as f64);
+    out.gauge("weir_plan_forecast_bytes", "Bytes that the uplink is forecast to carry in it.", plan.forecast_bytes as f64);
+}
+
 fn uplinks(status: &Status, out: &mut MetricsText) {
-    let gauges: [Each<UplinkStatus, f64>; 3] = [
+    let gauges: [Each<UplinkStatus, f64>; 7] = [
         Each("weir_uplink_up", "1 while a session is up.", |u| f64::from(u8::from(u.up))),
         Each("weir_uplink_rtt_seconds", "Smoothed round trip.", |u| u.rtt_us as f64 / 1e6),
         Each("weir_uplink_cwnd_bytes", "Congestion window.", |u| u.cwnd_bytes as f64),
+        Each("weir_uplink_goodput_bits_per_second", "Delivered in the last seconds.", |u| u.goodput_bps as f64),
+        Each("weir_uplink_capacity_bits_per_second", "Carried as a rule.", |u| u.capacity_bps as f64),
+        Each("weir_uplink_loss_ratio", "Packets lost in the last seconds.", |u| u.loss),
+        Each("weir_uplink_confidence_ratio", "How far the estimates may be trusted.", |u| u.confidence),
     ];
     for Each(name, help, value) in gauges {
         out.gauges(name, help, status.uplinks.iter().map(|uplink| ([("uplink", uplink.name.as_str())], value(uplink))));

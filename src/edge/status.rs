@@ -49,6 +49,8 @@ pub struct Status {
     pub streams: Vec<StreamStatus>,
     /// Lanes, most important first.
     pub lanes: Vec<LaneStatus>,
+    /// The price of a byte of uplink, and what made it.
+    pub plan: PlanStatus,
     /// Uplinks, in the order of the configuration.
     pub uplinks: Vec<UplinkStatus>,
     /// Models.
@@ -150,6 +152,8 @@ pub struct LaneStatus {
     pub payload_bytes: u64,
     /// Records acknowledged by the cloud.
     pub acked: u64,
+    /// Records left out of what was acknowledged, because their bytes cost more than they were worth.
+    pub thinned: u64,
     /// Records evicted.
     pub evicted: u64,
     /// Records expired.
@@ -164,6 +168,23 @@ pub struct LaneStatus {
     pub sent_bytes: u64,
     /// Blocks queued again because a session ended.
     pub repeated_blocks: u64,
+}
+
+/// The price of a byte of uplink, and what made it.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct PlanStatus {
+    /// Counts the plans that differ from the one before.
+    pub version: u64,
+    /// Worth that a byte must have to be sent; 0 while the uplink carries all.
+    pub price: f64,
+    /// Bytes that want to be sent within the horizon.
+    pub wanted_bytes: u64,
+    /// Bytes that the uplink is forecast to carry in it.
+    pub forecast_bytes: u64,
+    /// Bytes that wait.
+    pub waiting_bytes: u64,
+    /// The stream that is thinned next if the price rises.
+    pub next_stream: Option<String>,
 }
 
 /// One uplink.
@@ -187,6 +208,16 @@ pub struct UplinkStatus {
     pub sent_bytes: u64,
     /// Bytes received on the present connection, UDP payload.
     pub received_bytes: u64,
+    /// What is thought of it: `green`, `yellow`, `red`, `blocked` or `cold`.
+    pub state: String,
+    /// Bits a second delivered in the last seconds.
+    pub goodput_bps: u64,
+    /// Bits a second that it carries as a rule.
+    pub capacity_bps: u64,
+    /// Part of packets lost in the last seconds.
+    pub loss: f64,
+    /// How far these may be trusted, 0 to 1.
+    pub confidence: f64,
     /// Attempts to connect.
     pub attempts: u64,
     /// Sessions that came up.
@@ -266,7 +297,13 @@ impl Status {
             ingest: ingest(gateway),
             streams: streams(gateway),
             lanes: Class::ALL.into_iter().map(|class| lane(now_us, gateway, class)).collect(),
-            uplinks: self.uplinks.iter().enumerate().map(|(index, base)| uplink(gateway, index, base, &paths[index])).collect(),
+            plan: price(gateway),
+            uplinks: self
+                .uplinks
+                .iter()
+                .enumerate()
+                .map(|(index, base)| uplink(now_us, gateway, index, base, &paths[index]))
+                .collect(),
             models: models.iter().map(model).collect(),
             store,
             inspected: inspected(now_us, gateway),
@@ -396,6 +433,7 @@ fn lane(now_us: u64, gateway: &Gateway, class: Class) -> LaneStatus {
         records_total: counters.records,
         payload_bytes: counters.payload_bytes,
         acked: counters.acked,
+        thinned: counters.thinned,
         evicted: counters.evicted,
         expired: counters.expired,
         corrupt: counters.corrupt,
@@ -406,8 +444,9 @@ fn lane(now_us: u64, gateway: &Gateway, class: Class) -> LaneStatus {
     }
 }
 
-fn uplink(gateway: &Gateway, index: usize, base: &UplinkStatus, path: &PathStats) -> UplinkStatus {
+fn uplink(now_us: u64, gateway: &Gateway, index: usize, base: &UplinkStatus, path: &PathStats) -> UplinkStatus {
     let session = &gateway.uplinks()[index];
+    let estimate = gateway.health()[index].estimate(now_us);
     let counters = session.counters();
     UplinkStatus {
         name: base.name.clone(),
@@ -419,9 +458,27 @@ fn uplink(gateway: &Gateway, index: usize, base: &UplinkStatus, path: &PathStats
         lost_packets: path.lost_packets,
         sent_bytes: path.sent_bytes,
         received_bytes: path.received_bytes,
+        state: estimate.state.name().to_owned(),
+        goodput_bps: estimate.goodput_bps as u64,
+        capacity_bps: estimate.capacity_bps as u64,
+        loss: estimate.loss,
+        confidence: estimate.confidence,
         attempts: counters.attempts,
         ups: counters.ups,
         downs: counters.downs,
+    }
+}
+
+fn price(gateway: &Gateway) -> PlanStatus {
+    let price = gateway.price();
+    let name = |stream: u16| gateway.policy().streams.get(usize::from(stream)).map(|stream| stream.name.to_string());
+    PlanStatus {
+        version: gateway.plan().version,
+        price: price.lambda,
+        wanted_bytes: price.wanted_bytes as u64,
+        forecast_bytes: price.forecast_bytes as u64,
+        waiting_bytes: price.waiting_bytes as u64,
+        next_stream: price.marginal.and_then(name),
     }
 }
 

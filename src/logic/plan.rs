@@ -253,10 +253,7 @@ mod tests {
         assert!(matches!(plan.streams[3].reason, Reason::Price { wanted_bytes: 5, forecast_bytes: 4, .. }));
         assert_eq!(plan.streams[3].to_string(), "raw in lane bulk, no model, held");
         // Late binding: each record by its own age, by the same numbers.
-        assert_eq!(
-            (plan.level(2, 0), plan.level(3, 0), plan.level_if_sent(3, 0)),
-            (Some(Level::Thin4), None, Level::Verdict)
-        );
+        assert_eq!((plan.level(2, 0), plan.level(3, 0), plan.level_if_sent(3, 0)), (Some(Level::Thin4), None, Level::Verdict));
     }
 
     #[test]

@@ -19,6 +19,7 @@ mod process;
 mod stream;
 mod summary;
 mod uplink;
+mod value;
 
 use std::path::Path;
 
@@ -34,6 +35,7 @@ pub use process::{Admin, Gateway, Log};
 pub use stream::{Ack, Infer, Model, Stream};
 pub use summary::Summary;
 pub use uplink::{Session, Tls, Uplink};
+pub use value::{Floor, LadderName, PlanConfig, Value};
 
 /// Everything that can be set.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
@@ -59,6 +61,8 @@ pub struct Config {
     pub buffer: Buffer,
     /// Ways to the cloud, the preferred one first.
     pub uplink: Vec<Uplink>,
+    /// How it is decided what an uplink that cannot carry all is used for.
+    pub plan: PlanConfig,
     /// Times of all uplinks' sessions.
     pub session: Session,
     /// Who we are, and whose certificates count.
@@ -82,6 +86,7 @@ impl Default for Config {
             lane: Lanes::default(),
             buffer: Buffer::default(),
             uplink: Vec::new(),
+            plan: PlanConfig::default(),
             session: Session::default(),
             tls: Tls::default(),
             admin: Admin::default(),

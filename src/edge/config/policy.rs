@@ -6,10 +6,9 @@ use weir_infer::Manifest;
 use weir_logic::mqtt::UserIndex;
 use weir_logic::payload::{Decoder, FormatError};
 use weir_logic::policy::{Policy, StreamFidelity, StreamModel, StreamPolicy, UplinkPolicy, UserPolicy};
-use weir_logic::price::PriceLimits;
 use weir_logic::window::{AggregateSpec, KeepError, KeepRules, Span, SpecError, WindowConfig, WindowSpec};
 
-use super::{Ack, Config, Stream};
+use super::{Ack, Config, Stream, value};
 
 /// What streams need to know of a model.
 #[derive(Debug, Clone, PartialEq)]
@@ -64,9 +63,6 @@ pub(super) struct StreamMistake {
     pub(super) hint: String,
 }
 
-/// What an uplink is assumed to carry before anything is measured: a fair LTE link.
-const NOMINAL_BPS: u64 = 10_000_000;
-
 impl Config {
     /// What the core needs to know, with the models that could be loaded; jobs name a model by its position in `models`.
     ///
@@ -94,8 +90,8 @@ impl Config {
             connections_max: self.mqtt.clients_max,
             router: self.mqtt.router_limits(),
             session: self.session.limits(),
-            uplinks: vec![UplinkPolicy { nominal_bps: NOMINAL_BPS }; self.uplink.len()],
-            price: PriceLimits::default(),
+            uplinks: self.uplink.iter().map(|uplink| UplinkPolicy { nominal_bps: value::nominal_bps(uplink.rate) }).collect(),
+            price: self.plan.limits(),
         })
     }
 
@@ -135,6 +131,7 @@ pub(super) fn resolve(stream: &Stream, models: &[ModelInfo]) -> Result<StreamPol
     if let Some(model) = model {
         fits(stream, model, &decoder, window.as_ref(), &mut mistakes);
     }
+    let value = stream.value.as_ref().and_then(|value| value::resolve(value, stream.class, &stream.payload, &mut mistakes));
     if !mistakes.is_empty() {
         return Err(mistakes);
     }
@@ -155,7 +152,7 @@ pub(super) fn resolve(stream: &Stream, models: &[ModelInfo]) -> Result<StreamPol
         keep,
         model,
         ack_record: stream.ack == Ack::Record,
-        value: None,
+        value,
     })
 }
 

@@ -9,6 +9,8 @@ use weir_logic::payload::{OpaqueFormat, PayloadFormat};
 use weir_logic::policy::StreamFidelity;
 use weir_logic::window::{AggregateConfig, KeepConfig, WindowConfig};
 
+use super::Value;
+
 /// `[[stream]]`
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -33,6 +35,8 @@ pub struct Stream {
     pub keep: Option<KeepConfig>,
     /// When a message that is folded into something smaller is acknowledged.
     pub ack: Ack,
+    /// What its raw records are worth, and how they may be thinned; without it they are sent as they came.
+    pub value: Option<Value>,
 }
 
 impl Default for Stream {
@@ -48,6 +52,7 @@ impl Default for Stream {
             aggregate: None,
             keep: None,
             ack: Ack::Receipt,
+            value: None,
         }
     }
 }

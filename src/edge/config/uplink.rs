@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 use weir_host::quic::{Congestion, Transport};
-use weir_host::units::Duration;
+use weir_host::units::{BitRate, Duration};
 use weir_logic::uplink::SessionLimits;
 
 use super::address;
@@ -27,6 +27,8 @@ pub struct Uplink {
     pub interface: Option<String>,
     /// How it reacts to loss.
     pub congestion: Congestion,
+    /// Rate it is assumed to carry until that is measured.
+    pub rate: Option<BitRate>,
 }
 
 impl Uplink {

@@ -1,4 +1,4 @@
-//! `[[uplink]]`, `[session]` and `[tls]`.
+//! `[[uplink]]`, `[plan]`, `[session]` and `[tls]`.
 
 use std::net::{IpAddr, Ipv6Addr};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -12,7 +12,7 @@ use weir_logic::receive::SESSIONS_MAX;
 
 use super::{Context, check_count, check_name, check_range};
 use crate::config::finding::Findings;
-use crate::config::{Files, Session, Uplink};
+use crate::config::{Files, PlanConfig, Session, Uplink};
 
 pub(super) const PEM_HINT: &str = "check the path and its permissions; `weir pki issue` makes certificates and keys";
 /// Longest name of a network interface. Source: IFNAMSIZ in if.h, without the zero.
@@ -34,6 +34,7 @@ pub(super) fn check(context: &Context<'_>, findings: &mut Findings<'_, '_>) {
         }
     }
     check_session(&config.session, findings);
+    check_plan(&config.plan, findings);
     if config.uplink.is_empty() {
         findings.warn(
             "uplink",
@@ -52,6 +53,9 @@ fn check_uplink(at: usize, uplink: &Uplink, findings: &mut Findings<'_, '_>) {
         findings.mistake(&path("address"), message, "write, for example, address = \"cloud.example.org:4433\"");
         return;
     };
+    if let Some(rate) = uplink.rate.filter(|rate| !(1_000..=100_000_000_000).contains(&rate.bits_per_s())) {
+        findings.mistake(&path("rate"), format!("{rate} is not within 1kbit/s to 100Gbit/s"), "it is measured once it is used");
+    }
     let certificate_name = uplink.certificate_name();
     if ServerName::try_from(certificate_name).is_err() {
         let key = if uplink.server_name.is_some() { "server_name" } else { "address" };
@@ -84,6 +88,13 @@ fn check_uplink(at: usize, uplink: &Uplink, findings: &mut Findings<'_, '_>) {
             findings.mistake(&path("interface"), message, "write it as `ip link` shows it, for example \"eth0\" or \"wwan0\"");
         }
     }
+}
+
+fn check_plan(plan: &PlanConfig, findings: &mut Findings<'_, '_>) {
+    let s = Duration::from_secs;
+    let why = "of less nothing can be foreseen, and of more nothing is known";
+    check_range(findings, "plan.horizon", &plan.horizon, &(s(10)..=s(600)), why);
+    check_range(findings, "plan.fineness", &plan.fineness, &(0.5..=2.0), "below 1 is fresher, above 1 is finer");
 }
 
 fn check_session(session: &Session, findings: &mut Findings<'_, '_>) {

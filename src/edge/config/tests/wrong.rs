@@ -1,5 +1,7 @@
 //! Wrong configurations: each is refused at its line, with what to write instead.
 
+use weir_logic::price::{Ladder, Level, PriceLimits};
+
 use super::*;
 
 /// A configuration, the line of its one mistake, a part of the message, a part of the hint (empty if there is none because
@@ -7,6 +9,10 @@ use super::*;
 type Case = (&'static str, usize, &'static str, &'static str);
 
 fn assert_refused((text, line, message, hint): Case) {
+    assert_refused_text(text, line, message, hint);
+}
+
+fn assert_refused_text(text: &str, line: usize, message: &str, hint: &str) {
     let errors = parse(text).config.expect_err(text);
     let [error] = errors.errors() else { panic!("not one mistake in {text}\n{errors}") };
     assert_eq!(error.line, line, "{text}\n{errors}");
@@ -80,6 +86,42 @@ fn listeners_users_and_limits_that_cannot_be_meant_are_refused() {
     ] {
         assert_refused(case);
     }
+}
+
+#[test]
+fn values_and_prices_that_cannot_be_meant_are_refused() {
+    let value = |keys: &str| format!("[[stream]]\nname = \"s\"\ntopics = [\"a\"]\n{keys}\n");
+    for (keys, line, message, hint) in [
+        ("value = { weight = 0.0 }", 4, "0 is not above 0", "a tenth"),
+        ("value = { late_value = 2.0 }", 4, "2 is not within 0 to 1", "part of the worth"),
+        ("value = { deadline = \"1m\", late_until = \"30s\" }", 4, "30s is before the deadline of 1m", "longer"),
+        ("value = { deadline = 60 }", 4, "the bare number 60 is refused", "write"),
+        ("value = { floor = \"verdict\" }", 4, "unknown value `verdict`", "raw, thin2, thin4, aggregate"),
+        ("value = { floor = \"aggregate\" }", 4, "opaque payloads cannot be aggregated", "thin4"),
+        ("class = \"critical\"\nvalue = { floor = \"thin2\" }", 5, "a critical stream is never thinned", "another class"),
+        ("value = { worth = [0.9, 0.95, 0.5] }", 4, "thin4 is worth 0.95", "below the one before"),
+    ] {
+        assert_refused_text(&value(keys), line, message, hint);
+    }
+    for case in [
+        ("[plan]\nhorizon = \"1s\"", 2, "1s is not within 10s to 10m", "foreseen"),
+        ("[plan]\nfineness = 3.0", 2, "3 is not within 0.5 to 2", "fresher"),
+        ("[[uplink]]\nname = \"u\"\naddress = \"h:1\"\nrate = \"1bit/s\"", 4, "is not within 1kbit/s", "measured"),
+    ] {
+        assert_refused(case);
+    }
+}
+
+#[test]
+fn a_value_is_taken_as_written() {
+    let text = "[[stream]]\nname = \"s\"\ntopics = [\"a\"]\npayload = { format = \"number\" }\n\
+                value = { weight = 4.0, deadline = \"5m\", late_value = 0.5, late_until = \"50m\", ladder = \"wave\", floor = \"aggregate\" }\n";
+    let policy = parse(text).config.unwrap().policy(&[]).unwrap();
+    let value = policy.streams[0].value.unwrap();
+    assert!((value.weight - 4.0 / 125_000.0).abs() < 1e-12 && !value.is_exempt);
+    assert_eq!((value.lateness.d0_us, value.lateness.d1_us, value.lateness.u1), (300_000_000, Some(3_000_000_000), 0.5));
+    assert_eq!(value.ladder, Ladder::WAVE.down_to(Level::Aggregate));
+    assert_eq!(policy.price, PriceLimits::default());
 }
 
 #[test]

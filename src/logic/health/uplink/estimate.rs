@@ -66,6 +66,19 @@ pub enum UplinkState {
     Cold,
 }
 
+impl UplinkState {
+    /// The word used in status, logs and metrics.
+    pub const fn name(self) -> &'static str {
+        match self {
+            UplinkState::Green => "green",
+            UplinkState::Yellow => "yellow",
+            UplinkState::Red => "red",
+            UplinkState::Blocked => "blocked",
+            UplinkState::Cold => "cold",
+        }
+    }
+}
+
 /// A change of the verdict.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct StateChange {
