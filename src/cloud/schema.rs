@@ -5,7 +5,7 @@
 //!
 //! ```text
 //! gateways 1--n epochs 1--n sample_rows | aggregate_rows | verdict_rows | window_rows     key: epoch_id, lane, seq
-//!    |              `---n coverage | void_rows | missing_rows                            key: epoch_id, lane, first
+//!    |              `---n coverage | void_rows | thinned_rows | missing_rows             key: epoch_id, lane, first
 //!    `----n sources (stream, device)          alerts, quarantine
 //! ```
 //!
@@ -20,7 +20,7 @@ use std::time::Duration;
 use rusqlite::{Connection, ErrorCode, OpenFlags};
 
 /// Version of the schema this program writes.
-pub const SCHEMA_VERSION: i64 = 1;
+pub const SCHEMA_VERSION: i64 = 2;
 /// `PRAGMA application_id`: "Weir".
 const APPLICATION_ID: i32 = 0x5765_6972;
 /// Pages in the WAL before they are moved into the file: 32 MiB, so that a page that is written often is moved once.
@@ -194,7 +194,8 @@ fn explain(path: &Path, source: rusqlite::Error) -> OpenError {
 
 const TABLES: &str = "
 CREATE TABLE IF NOT EXISTS schema_version (version INTEGER NOT NULL);
-INSERT INTO schema_version SELECT 1 WHERE NOT EXISTS (SELECT 1 FROM schema_version);
+INSERT INTO schema_version SELECT 2 WHERE NOT EXISTS (SELECT 1 FROM schema_version);
+UPDATE schema_version SET version = 2 WHERE version < 2;
 
 CREATE TABLE IF NOT EXISTS gateways (
     id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, current_epoch_id INTEGER,
@@ -233,6 +234,10 @@ CREATE TABLE IF NOT EXISTS coverage (
 CREATE TABLE IF NOT EXISTS void_rows (
     epoch_id INTEGER NOT NULL, lane INTEGER NOT NULL, first INTEGER NOT NULL, last INTEGER NOT NULL,
     reason TEXT NOT NULL, at_us INTEGER NOT NULL,
+    PRIMARY KEY (epoch_id, lane, first)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS thinned_rows (
+    epoch_id INTEGER NOT NULL, lane INTEGER NOT NULL, first INTEGER NOT NULL, last INTEGER NOT NULL,
+    left_out INTEGER NOT NULL, at_us INTEGER NOT NULL,
     PRIMARY KEY (epoch_id, lane, first)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS missing_rows (
     epoch_id INTEGER NOT NULL, lane INTEGER NOT NULL, first INTEGER NOT NULL, last INTEGER NOT NULL,
@@ -280,6 +285,11 @@ CREATE VIEW IF NOT EXISTS voids AS
         CASE r.lane WHEN 0 THEN 'critical' WHEN 1 THEN 'high' WHEN 2 THEN 'normal' ELSE 'bulk' END AS lane,
         r.first, r.last, r.reason, strftime('%Y-%m-%dT%H:%M:%fZ', r.at_us / 1e6, 'unixepoch') AS time
     FROM void_rows r JOIN epochs e ON e.id = r.epoch_id JOIN gateways g ON g.id = e.gateway_id;
+CREATE VIEW IF NOT EXISTS thinned AS
+    SELECT g.name AS gateway, e.epoch,
+        CASE r.lane WHEN 0 THEN 'critical' WHEN 1 THEN 'high' WHEN 2 THEN 'normal' ELSE 'bulk' END AS lane,
+        r.first, r.last, r.left_out, strftime('%Y-%m-%dT%H:%M:%fZ', r.at_us / 1e6, 'unixepoch') AS time
+    FROM thinned_rows r JOIN epochs e ON e.id = r.epoch_id JOIN gateways g ON g.id = e.gateway_id;
 CREATE VIEW IF NOT EXISTS missing AS
     SELECT g.name AS gateway, e.epoch,
         CASE r.lane WHEN 0 THEN 'critical' WHEN 1 THEN 'high' WHEN 2 THEN 'normal' ELSE 'bulk' END AS lane,

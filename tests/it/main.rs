@@ -10,6 +10,7 @@ mod purity;
 mod readme;
 mod restarts;
 mod start;
+mod thinning;
 mod verdicts;
 
 use std::path::{Path, PathBuf};

@@ -36,6 +36,8 @@ pub struct Plan {
     pub tables: String,
     /// Keys of its `[buffer]`.
     pub buffer: String,
+    /// Keys of its `[[uplink]]` besides name and address.
+    pub uplink: String,
     /// Keys of the cloud's `[store]` besides `path`.
     pub store: String,
     /// Seed of the link.
@@ -52,6 +54,7 @@ impl Plan {
             listen: "allow_anonymous = true".to_owned(),
             tables: format!("{streams}\n{lanes}"),
             buffer: String::new(),
+            uplink: String::new(),
             store: String::new(),
             seed: 1,
         }
@@ -182,13 +185,13 @@ impl Site {
 
     /// The box's configuration.
     pub fn edge_config(&self) -> String {
-        let Plan { listen, tables, buffer, .. } = &self.plan;
+        let Plan { listen, tables, buffer, uplink: keys, .. } = &self.plan;
         let (mqtt, admin, uplink, data_dir) =
             (self.addrs.mqtt, self.addrs.edge_admin, self.link.addr(), self.data_dir.display());
         format!(
             "[gateway]\ndata_dir = \"{data_dir}\"\n\
              [[listen]]\nbind = \"{mqtt}\"\n{listen}\n\
-             [[uplink]]\nname = \"test\"\naddress = \"{uplink}\"\n\
+             [[uplink]]\nname = \"test\"\naddress = \"{uplink}\"\n{keys}\n\
              [session]\nping = \"200ms\"\nsilence = \"1500ms\"\nconnect_timeout = \"2s\"\nbackoff_min = \"50ms\"\nbackoff_max = \"500ms\"\n\
              [tls]\ncert = \"pki/{GATEWAY}.pem\"\nkey = \"pki/{GATEWAY}.key\"\nca = \"pki/ca.pem\"\n\
              [admin]\nhttp = \"{admin}\"\n\

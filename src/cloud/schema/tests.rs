@@ -57,7 +57,7 @@ fn what_is_not_ours_is_left_as_it_is() {
     std::fs::remove_file(&path).unwrap();
     drop(Database::open(&layout(&dir)).unwrap());
     Connection::open(&path).unwrap().execute_batch("UPDATE schema_version SET version = 99").unwrap();
-    assert!(refusal().to_string().contains("version 99, newer than 1"), "{}", refusal());
+    assert!(refusal().to_string().contains("version 99, newer than 2"), "{}", refusal());
 }
 
 #[test]

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use rusqlite::types::ToSql;
 use rusqlite::{Connection, OptionalExtension, Statement, params};
-use weir_logic::block::{BlockHeader, Codec, Record, RecordKind};
+use weir_logic::block::{BlockHeader, Codec, Fidelity, Record, RecordKind};
 use weir_logic::ids::{BlockKey, Epoch};
 use weir_logic::ranges::RangeSet;
 use weir_logic::receive::Store;
@@ -43,6 +43,7 @@ pub(super) struct Writer<'c> {
     ids: Ids<'c>,
     rows: Rows<'c>,
     void: Statement<'c>,
+    thinned: Statement<'c>,
     coverage: Coverage<'c>,
     seen: Statement<'c>,
     batch: Batch,
@@ -56,6 +57,7 @@ impl<'c> Writer<'c> {
             ids: Ids::new(connection)?,
             rows: Rows::new(connection)?,
             void: connection.prepare("INSERT OR IGNORE INTO void_rows VALUES (?, ?, ?, ?, ?, ?)")?,
+            thinned: connection.prepare("INSERT OR IGNORE INTO thinned_rows VALUES (?, ?, ?, ?, ?, ?)")?,
             coverage: Coverage::new(connection)?,
             seen: connection.prepare("UPDATE gateways SET last_seen_us = ? WHERE id = ?")?,
             batch: Batch::default(),
@@ -132,10 +134,12 @@ impl<'c> Writer<'c> {
                 let place = Place { epoch_id, lane: header.key.lane.index(), clock, offset_us };
                 self.rows.bind_place(&place)?;
                 let mut sources = HashMap::new();
+                let mut kept = 0;
                 for record in records {
                     if !store.takes.iter().any(|&(first, last)| (first..=last).contains(&record.seq)) {
                         continue;
                     }
+                    kept += 1;
                     let name = (record.stream.as_ptr() as usize, record.device.as_ptr() as usize);
                     let source_id = match sources.get(&name) {
                         Some(&id) => id,
@@ -144,6 +148,11 @@ impl<'c> Writer<'c> {
                     let rows = self.rows.insert(&place, source_id, &record)?;
                     self.batch.rows += rows;
                     self.batch.rows_refused += u64::from(rows == 0);
+                }
+                let wanted: u64 = store.takes.iter().map(|&(first, last)| last - first + 1).sum();
+                if header.fidelity == Fidelity::Thinned && wanted > kept {
+                    let (lane, first) = (header.key.lane.index(), header.key.first_seq);
+                    self.thinned.execute(params![epoch_id, lane, first, header.last_seq, wanted - kept, now_us])?;
                 }
             }
             Err(reason) => {

@@ -1,0 +1,83 @@
+//! A link that cannot carry all: what is worth least is thinned, and every message is accounted for.
+
+use std::time::Duration;
+
+use weir_tests::support::oracle;
+use weir_tests::support::publisher::{Report, Sensor};
+use weir_tests::support::random::Random;
+use weir_tests::support::script::{Fate, Message};
+use weir_tests::support::site::{Plan, Site};
+use weir_tests::support::wait_for;
+
+use crate::binaries;
+
+const LIMIT: Duration = Duration::from_secs(60);
+/// A quarter of what the sensors send.
+const NARROW: &str = "[up]\nrate = '400kbit/s'\ndelay = '20ms'\nqueue = '64KiB'\n";
+
+/// 400 bytes that do not compress, with a number in them.
+fn message(stream: &'static str, lane: &'static str, n: u32) -> Message {
+    let mut random = Random::new(u64::from(n));
+    let noise: String = (0..370).map(|_| char::from(random.between(0x23, 0x5b) as u8)).collect();
+    Message {
+        topic: format!("{stream}/{}", n % 3),
+        payload: format!("{{\"n\":{n},\"of\":\"{stream}\",\"x\":\"{noise}\"}}").into_bytes(),
+        qos: 1,
+        stream,
+        device: (n % 3).to_string(),
+        lane,
+        fate: Fate::Record,
+    }
+}
+
+#[test]
+fn a_link_that_cannot_carry_all_gets_what_is_worth_most_and_nothing_is_unaccounted_for() {
+    let stream = |name: &str, class: &str, keys: &str| {
+        format!(
+            "[[stream]]\nname = \"{name}\"\ntopics = [\"{name}/+\"]\nclass = \"{class}\"\n\
+             payload = {{ format = \"json\", fields = [\"/n\"] }}\n{keys}\n"
+        )
+    };
+    let value = "value = { weight = 3.0, ladder = \"telemetry\", floor = \"aggregate\" }";
+    let streams = stream("alarm", "critical", "") + &stream("plain", "high", "") + &stream("dense", "normal", value);
+    let mut plan = Plan::new("disk", &streams);
+    (plan.link, plan.uplink) = (NARROW, "rate = \"400kbit/s\"".to_owned());
+    let mut site = Site::started(binaries(), plan);
+    let sensor = |stream: &'static str, lane, per_s| {
+        let mut sensor = Sensor::new(site.mqtt(), stream, move |n| message(stream, lane, n));
+        (sensor.per_s, sensor.window) = (per_s, 500);
+        sensor.start()
+    };
+    let sensors = [sensor("alarm", "critical", 4), sensor("plain", "high", 10), sensor("dense", "normal", 480)];
+    let thinned = || {
+        let lanes = site.edge_status()?["lanes"].as_array()?.clone();
+        lanes.iter().map(|lane| lane["thinned"].as_u64()).sum::<Option<u64>>()
+    };
+    wait_for("records to be thinned", LIMIT, || thinned().filter(|&count| count > 1_000));
+    let status = site.edge_status().expect("the box answers");
+    let dense = &status["streams"][2];
+    println!("{} because {}", dense["plan"], dense["reason"]);
+    assert!(status["plan"]["price"].as_f64().is_some_and(|price| price > 0.0), "{}", status["plan"]);
+    let reports: Vec<Report> = sensors.into_iter().map(|sensor| sensor.finish(LIMIT)).collect();
+    site.drain();
+    site.stop_edge();
+    site.stop_cloud();
+    let verdict = oracle::examine(&reports, &site.database(), Some(&site.buffer()));
+    let db = oracle::open(&site.database());
+    let left_out = oracle::count(&db, "SELECT coalesce(sum(left_out), 0) FROM thinned");
+    let folded = oracle::count(&db, "SELECT count(*) FROM aggregates WHERE channel = 0 AND stream = 'dense'");
+    let stored = |stream: &str| oracle::count(&db, &format!("SELECT count(*) FROM samples WHERE stream = '{stream}'"));
+    println!(
+        "left out {left_out}, aggregates {folded}, stored {} of {} dense\n{verdict}",
+        stored("dense"),
+        reports[2].sent.len()
+    );
+    // An aggregate stands in the place of one of the messages that it is made of.
+    assert_eq!(verdict.absent, left_out + folded, "{verdict}");
+    assert!(left_out > 1_000 && stored("dense") + folded > 0);
+    for (report, stream) in reports.iter().zip(["alarm", "plain"]) {
+        assert_eq!(report.sent.len() as u64, stored(stream), "{stream} has no value and is not thinned");
+    }
+    assert_eq!(verdict.voided, 0, "{verdict}");
+    verdict.assert_sound();
+}
