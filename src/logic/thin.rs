@@ -5,9 +5,10 @@
 //! in the same way, and fewer records: sequence numbers that are left out were thinned, not lost.
 //!
 //! - `OneIn(n)` keeps every n-th message of each device, counted over blocks, so that devices which take turns all stay.
-//! - `Aggregate` folds [`GROUP_LEN`] messages of a device into minimum, maximum, mean and count. It has the sequence number
-//!   of the last of them. Fewer than [`GROUP_LEN_MIN`] in a block are thinned to one in four: an aggregate of them would be
-//!   no smaller.
+//! - `Aggregate` folds messages of a device into minimum, maximum, mean and count: as many into one as bring their bytes
+//!   down to a sixteenth ([`PART`]), so that long messages keep their resolution in time. An aggregate has the sequence
+//!   number of the last of them. Where a block has so few that it would save less than three quarters, one in four is kept
+//!   instead.
 //! - Only raw messages are thinned. Aggregates, verdicts and windows that a rule asked for are kept as they are, and so is a
 //!   message that cannot be decoded. At least one record stays, because a block without records is not a block.
 
@@ -44,10 +45,13 @@ pub struct Thinned {
     pub removed: u32,
 }
 
-/// Messages in one aggregate: 16 of them come to about a sixteenth of their bytes (`DECISIONS`: the ladder's fourth step).
-pub const GROUP_LEN: usize = 16;
-/// Fewest messages in one aggregate.
-pub const GROUP_LEN_MIN: usize = 4;
+/// Aggregates take one in so many of their messages' bytes: the ladder's step of that name, [`Level::bytes`].
+///
+/// [`Level::bytes`]: crate::price::Level::bytes
+pub const PART: usize = 16;
+/// An encoded aggregate: so many bytes, and for each channel so many more.
+const AGGREGATE_LEN: usize = 20;
+const CHANNEL_LEN: usize = 24;
 /// Devices whose turn is remembered; when there are more, all begin anew, which costs a message each.
 const PHASES_MAX: usize = 16_384;
 
@@ -81,8 +85,11 @@ struct Source<'a> {
     thinning: Thinning,
     /// Messages of it so far, for `OneIn`.
     phase: u32,
-    /// Raw messages of it in the block.
+    /// Raw messages of it in the block, and their bytes.
     count: usize,
+    bytes: usize,
+    /// Messages that go into one aggregate.
+    group: usize,
     /// Of them, those that were looked at.
     seen: usize,
     open: Option<usize>,
@@ -179,16 +186,20 @@ impl Thinner {
                 let index = self.streams.get(record.stream).copied();
                 let thinning = index.map_or(Thinning::None, &thinning);
                 let device = record.device;
-                sources.push(Source { device, index, thinning, phase: 0, count: 0, seen: 0, open: None });
+                sources.push(Source { device, index, thinning, phase: 0, count: 0, bytes: 0, group: 1, seen: 0, open: None });
                 sources.len() - 1
             });
-            sources[at].count += usize::from(record.kind == RecordKind::Raw);
+            if record.kind == RecordKind::Raw {
+                sources[at].count += 1;
+                sources[at].bytes += record.payload.len();
+            }
             source_of.push(at);
         }
         for source in &mut sources {
-            let decodes = source.index.is_some_and(|index| self.decoders[usize::from(index)].is_some());
-            if source.thinning == Thinning::Aggregate && (!decodes || source.count < GROUP_LEN_MIN) {
-                source.thinning = Thinning::OneIn(4);
+            let decoder = source.index.and_then(|index| self.decoders[usize::from(index)].as_ref());
+            if source.thinning == Thinning::Aggregate {
+                let aggregate_len = decoder.map(|decoder| AGGREGATE_LEN + CHANNEL_LEN * decoder.channels());
+                source.thinning = source.aggregates(aggregate_len);
             }
             if let (Some(index), Thinning::OneIn(_)) = (source.index, source.thinning) {
                 if self.phases.len() >= PHASES_MAX {
@@ -241,7 +252,8 @@ impl Thinner {
         }
         let Some(folded) = Aggregate::of_message(&self.samples, received_us) else { return Fate::Keep };
         // What would be left over for a group of its own is taken into the one before.
-        let is_full = |group: &Group| group.len >= GROUP_LEN && source.count - source.seen >= GROUP_LEN_MIN;
+        let left_min = (source.group / 4).max(1);
+        let is_full = |group: &Group| group.len >= source.group && source.count - source.seen >= left_min;
         if let Some(open) = source.open
             && !is_full(&groups[open])
             && groups[open].aggregate.merge(&folded).is_ok()
@@ -257,6 +269,14 @@ impl Thinner {
 }
 
 impl Source<'_> {
+    /// Settles how many messages go into one aggregate of this length, or that aggregating does not pay.
+    fn aggregates(&mut self, aggregate_len: Option<usize>) -> Thinning {
+        let Some(aggregate_len) = aggregate_len.filter(|_| self.bytes > 0) else { return Thinning::OneIn(4) };
+        self.group = (PART * aggregate_len * self.count).div_ceil(self.bytes).max(1);
+        let pays = self.count >= self.group || 4 * aggregate_len <= self.bytes;
+        if pays { Thinning::Aggregate } else { Thinning::OneIn(4) }
+    }
+
     fn take_turn(&self, n: u32) -> Fate {
         let turn = self.phase.wrapping_add(self.seen as u32);
         if turn.is_multiple_of(n.max(1)) { Fate::Keep } else { Fate::Drop }

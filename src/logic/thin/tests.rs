@@ -69,7 +69,8 @@ fn thin(block: &[u8], thinning: [Thinning; 3]) -> Option<Thinned> {
 }
 
 fn numbers(devices: usize, each: usize) -> Vec<(usize, usize, RecordKind, String)> {
-    (0..devices * each).map(|at| (0, at % devices, RecordKind::Raw, format!("{at}"))).collect()
+    // As long as an aggregate of one channel, so that sixteen go into one.
+    (0..devices * each).map(|at| (0, at % devices, RecordKind::Raw, format!("{at:044}"))).collect()
 }
 
 #[test]
@@ -127,6 +128,14 @@ fn what_is_left_over_is_taken_into_the_last_aggregate() {
 }
 
 #[test]
+fn long_messages_keep_their_resolution_in_time() {
+    let long: Vec<_> = (0..44).map(|at| (0, 0, RecordKind::Raw, format!("{at:064}"))).collect();
+    let (_, bytes) = block(&long, 0);
+    let (_, records) = open(&thin(&bytes, [Thinning::Aggregate; 3]).expect("thinned").block);
+    assert_eq!(records.len(), 4, "eleven messages of 64 bytes are sixteen times an aggregate");
+}
+
+#[test]
 fn opaque_payloads_and_few_messages_are_thinned_instead_of_aggregated() {
     let blobs: Vec<_> = (0..8).map(|at| (1, 0, RecordKind::Raw, format!("blob {at}"))).collect();
     let (_, bytes) = block(&blobs, 0);
@@ -169,7 +178,7 @@ fn thinnings() -> impl Strategy<Value = Thinning> {
 proptest! {
     #[test]
     fn thinning_keeps_the_range_the_order_and_all_that_is_not_raw(
-        records in prop::collection::vec((0usize..3, 0usize..4, kinds(), "[0-9]{1,4}|x"), 1..200),
+        records in prop::collection::vec((0usize..3, 0usize..4, kinds(), "[0-9]{1,44}|x"), 1..200),
         cut_at in 0usize..200,
         thinnings in [thinnings(), thinnings(), thinnings()],
     ) {
@@ -197,15 +206,17 @@ proptest! {
         }
         // With nothing but aggregates asked for, and enough of each device, every number that decodes is in one.
         if thinnings == [Thinning::Aggregate; 3] {
-            let mut by_source: BTreeMap<(usize, usize), (usize, u64)> = BTreeMap::new();
+            let mut by_source: BTreeMap<(usize, usize), (usize, usize, u64)> = BTreeMap::new();
             for record in records.iter().filter(|record| record.2 == RecordKind::Raw) {
                 let entry = by_source.entry((record.0, record.1)).or_default();
-                *entry = (entry.0 + 1, entry.1 + u64::from(record.3 != "x"));
+                *entry = (entry.0 + 1, entry.1 + record.3.len(), entry.2 + u64::from(record.3 != "x"));
             }
+            // An aggregate of one channel has 44 bytes.
+            let pays = |count: usize, bytes: usize| 4 * 44 <= bytes || count * bytes >= 16 * 44 * count;
             let expected: u64 = by_source
                 .iter()
-                .filter(|((stream, _), (count, _))| *stream != 1 && *count >= GROUP_LEN_MIN)
-                .map(|(_, (_, numbers))| numbers)
+                .filter(|((stream, _), (count, bytes, _))| *stream != 1 && pays(*count, *bytes))
+                .map(|(_, (_, _, numbers))| numbers)
                 .sum();
             prop_assert_eq!(folded, expected);
         }
