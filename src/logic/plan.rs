@@ -42,6 +42,26 @@ impl Plan {
         }
     }
 
+    /// Worth of a block for each of its bytes, by the time that is left to it: what is sent first while bytes have a price.
+    ///
+    /// `parts` are the raw bytes by stream; `None` for a stream that is not known. A stream without a value counts with its
+    /// lane's usual worth. 0 if all of it is held.
+    pub fn urgency(&self, lane: Class, age_us: u64, parts: impl Iterator<Item = (Option<u16>, f64)>) -> f64 {
+        let usual = StreamValue::usual(lane);
+        let (mut worth, mut bytes) = (0.0, 0.0);
+        for (stream, raw) in parts {
+            let value = stream.and_then(|stream| self.values.get(usize::from(stream)).copied().flatten());
+            let level = value.map_or(Some(Level::Raw), |value| value.level(age_us, self.lambda));
+            let value = value.unwrap_or(usual);
+            let Some(level) = level else { continue };
+            let left_s = value.lateness.left_us(age_us).map_or(LEFT_S_MAX, |left_us| left_us as f64 / 1e6);
+            let part = value.ladder.worth(level).unwrap_or(1.0);
+            worth += raw * value.weight_at(age_us) * part / (left_s + PATIENCE_S);
+            bytes += raw * level.bytes();
+        }
+        if bytes > 0.0 { worth / bytes } else { 0.0 }
+    }
+
     /// How finely a record of this age is sent if it is sent although it would be held.
     pub fn level_if_sent(&self, stream: u16, age_us: u64) -> Level {
         self.level(stream, age_us).unwrap_or_else(|| {
@@ -131,6 +151,11 @@ impl fmt::Display for StreamPlan {
         }
     }
 }
+
+/// Added to the time that is left, so that the last second does not outweigh everything (the prototype's `d0`).
+const PATIENCE_S: f64 = 5.0;
+/// What has no deadline counts as if it had one in a day.
+const LEFT_S_MAX: f64 = 86_400.0;
 
 /// Decides for every stream; `last` is the plan it replaces.
 pub fn plan(policy: &Policy, view: &View, last: Option<&Plan>) -> Plan {

@@ -162,7 +162,8 @@ impl Thinner {
             self.body.push(last);
         }
         let removed = header.count.saturating_sub(self.body.count());
-        if removed == 0 {
+        // A long message may have become an aggregate of itself.
+        if removed == 0 && groups.is_empty() {
             return Ok(None);
         }
         let header = BlockHeader {

@@ -7,3 +7,4 @@ pub mod link;
 pub mod passwd;
 pub mod pki;
 pub mod runtime;
+pub mod sim;

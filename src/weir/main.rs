@@ -9,6 +9,7 @@ use weir::check::CheckArgs;
 use weir::demo::DemoArgs;
 use weir::pki::PkiCommand;
 use weir::runtime::RuntimeCommand;
+use weir::sim::command::SimArgs;
 
 /// Runs the demo, checks configurations, looks into buffers, and issues certificates.
 #[derive(Debug, Parser)]
@@ -24,6 +25,8 @@ enum Command {
     Demo(DemoArgs),
     /// Find every mistake in a configuration before it ships
     Check(CheckArgs),
+    /// Compare what policies would have delivered over a link: Weir, strict priorities, a plain bridge, and the best possible
+    Sim(SimArgs),
     /// Make a certificate authority and issue certificates
     #[command(subcommand)]
     Pki(PkiCommand),
@@ -67,6 +70,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::Demo(args) => return weir::demo::execute(&args),
         Command::Check(args) => return weir::check::run(&args),
+        Command::Sim(args) => weir::sim::command::run(&args)?,
         Command::Pki(command) => command.run(&mut io::stdout().lock())?,
         Command::Buffer(command) => weir::buffer::run(command)?,
         Command::Runtime(command) => weir::runtime::run(&command)?,

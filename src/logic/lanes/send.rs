@@ -34,8 +34,11 @@ pub enum Outgoing {
     },
 }
 
-/// How long a record may wait for company before it is sent; `critical` does not wait.
+/// How long a record may wait for company before it is sent.
 const LINGER_US: u64 = 10_000;
+/// The same for `critical`, and only while the cloud has yet to acknowledge one before it: at hundreds a second each would
+/// take as much again for its own block and packet, on a link that is short of bytes.
+const CRITICAL_LINGER_US: u64 = 20_000;
 /// With so many bytes that the shell holds and QUIC has not yet taken no further block is handed over; each of the two
 /// critical streams has a limit of its own.
 const UNWRITTEN_BYTES_MAX: u64 = 64 * 1024;
@@ -80,6 +83,11 @@ impl Schedule {
     /// Bytes that the shell holds for the transport to take.
     pub(super) fn unwritten_bytes(&self) -> u64 {
         self.unwritten.iter().sum()
+    }
+
+    /// Key of the block that was read from disk and waits for its stream.
+    pub(super) fn ready_key(&self, class: Class) -> Option<BlockKey> {
+        self.ready[class.index()].as_ref().map(|&(key, _)| key)
     }
 
     fn has_room(&self, flow: Flow) -> bool {
@@ -197,20 +205,31 @@ impl Lanes {
                 return Some(flow);
             }
         }
+        if plan.lambda > 0.0 {
+            return self.choose_by_worth(now_us, credits, plan);
+        }
         let mut best: Option<Flow> = None;
-        let mut held: Option<Flow> = None;
         for flow in Class::ALL[1..].iter().flat_map(|&lane| [Flow { lane, backlog: false }, Flow { lane, backlog: true }]) {
             let earlier = best.is_none_or(|b| self.schedule.turns[index(flow)] < self.schedule.turns[index(b)]);
-            if !earlier || !self.wants(now_us, flow, credits) {
-                continue;
-            }
-            if self.is_held(now_us, flow, plan) {
-                held = held.or(Some(flow));
-            } else {
+            if earlier && self.wants(now_us, flow, credits) {
                 best = Some(flow);
             }
         }
-        best.or(held)
+        best
+    }
+
+    /// While bytes have a price, what is worth most for its bytes and its deadline goes first, and what is held goes last.
+    fn choose_by_worth(&mut self, now_us: u64, credits: &PerClass<u64>, plan: &Plan) -> Option<Flow> {
+        let mut best: Option<(f64, Flow)> = None;
+        for flow in Class::ALL[1..].iter().flat_map(|&lane| [Flow { lane, backlog: false }, Flow { lane, backlog: true }]) {
+            if self.wants(now_us, flow, credits) {
+                let urgency = self.urgency(now_us, flow, plan);
+                if best.is_none_or(|(most, _)| urgency > most) {
+                    best = Some((urgency, flow));
+                }
+            }
+        }
+        best.map(|(_, flow)| flow)
     }
 
     /// When [`Lanes::outgoing`] has something to give if nothing else happens; `u64::MAX` if room or credit must come first.
@@ -242,7 +261,11 @@ impl Lanes {
         } else if let Some(position) = lane.live.first() {
             (lane.blocks[position].len.into(), 0)
         } else {
-            let linger_us = if flow.lane == Class::Critical { 0 } else { LINGER_US };
+            let linger_us = match flow.lane {
+                Class::Critical if lane.under_way_bytes == 0 => 0,
+                Class::Critical => CRITICAL_LINGER_US,
+                _ => LINGER_US,
+            };
             let born_us = lane.staging.born_us()?;
             let due_us = if lane.staging.len() >= self.limits.block_target_bytes { 0 } else { born_us + linger_us };
             // What it will be when it is compressed.
@@ -255,8 +278,9 @@ impl Lanes {
     fn serve(&mut self, now_us: u64, uplink: u8, flow: Flow, plan: &Plan) -> Option<Outgoing> {
         let at = flow.lane.index();
         if flow.backlog && self.schedule.ready[at].is_none() {
+            let position = self.next_block(now_us, flow, plan)?;
             let lane = &mut self.lanes[at];
-            let position = lane.backlog.pop_first()?;
+            lane.backlog.remove(&position);
             let block = lane.blocks.get_mut(&position)?;
             block.send = Send::Loading;
             self.schedule.loading[at] = true;
@@ -269,8 +293,8 @@ impl Lanes {
             self.lanes[at].backlog.remove(&position);
             (position, bytes)
         } else {
-            let position = match self.lanes[at].live.first() {
-                Some(&position) => position,
+            let position = match self.next_block(now_us, flow, plan) {
+                Some(position) => position,
                 None => self.seal(now_us, flow.lane)?,
             };
             self.lanes[at].live.remove(&position);

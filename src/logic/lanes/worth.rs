@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 
-use super::lane::{Lane, Position, Send};
+use super::lane::{Block, Lane, Position, Send};
 use super::{Flow, Lanes};
 use crate::ids::Class;
 use crate::plan::Plan;
@@ -30,6 +30,15 @@ struct Sum {
     bytes: f64,
     /// Bytes times age, for their mean.
     weighted_us: f64,
+}
+
+/// Blocks of a queue that are compared: 128 MiB of the usual size, and about 0.1 ms.
+const LOOKED_AT_MAX: usize = 1_024;
+
+fn urgency_of(now_us: u64, lane: Class, block: &Block, plan: &Plan) -> f64 {
+    let age_us = now_us.saturating_sub(block.header.born_us);
+    let parts = block.parts.iter().map(|&(stream, bytes)| (Some(stream), f64::from(bytes)));
+    plan.urgency(lane, age_us, parts.chain(block.parts.is_empty().then_some((None, 1.0))))
 }
 
 impl Lanes {
@@ -92,23 +101,35 @@ impl Lanes {
         self.schedule.unwritten_bytes() > 0 || self.lanes.iter().any(queued)
     }
 
-    /// True if nothing of what this stream would send next is worth its bytes.
-    pub(super) fn is_held(&self, now_us: u64, flow: Flow, plan: &Plan) -> bool {
-        if plan.lambda <= 0.0 || flow.lane == Class::Critical {
-            return false;
-        }
+    /// How much the block that this stream would send next is worth for each byte and second that is left to it; 0 if it is held.
+    pub(super) fn urgency(&self, now_us: u64, flow: Flow, plan: &Plan) -> f64 {
         let lane = &self.lanes[flow.lane.index()];
-        let next = if flow.backlog { lane.backlog.first() } else { lane.live.first() };
-        if let Some(block) = next.and_then(|position| lane.blocks.get(position)) {
-            let age_us = now_us.saturating_sub(block.header.born_us);
-            return !block.parts.is_empty() && block.parts.iter().all(|&(stream, _)| plan.level(stream, age_us).is_none());
-        }
-        if flow.backlog {
-            return false;
+        let ready = self.schedule.ready_key(flow.lane).and_then(|key| self.position_of(key)).filter(|_| flow.backlog);
+        if let Some(position) = ready.or_else(|| self.next_block(now_us, flow, plan)) {
+            return lane.blocks.get(&position).map_or(0.0, |block| urgency_of(now_us, flow.lane, block, plan));
         }
         let age_us = now_us.saturating_sub(lane.staging.born_us().unwrap_or(now_us));
-        let mut staged = lane.staged.iter().enumerate().filter(|(_, bytes)| **bytes > 0);
-        staged.all(|(stream, _)| plan.level(stream as u16, age_us).is_none())
+        let staged = lane.staged.iter().enumerate().filter(|(_, bytes)| **bytes > 0);
+        plan.urgency(flow.lane, age_us, staged.map(|(stream, &bytes)| (Some(stream as u16), f64::from(bytes))))
+    }
+
+    /// The block that this stream sends next: the oldest, or while bytes have a price the most urgent of the
+    /// [`LOOKED_AT_MAX`] oldest, so that what has missed its deadline does not hold up what has not.
+    pub(super) fn next_block(&self, now_us: u64, flow: Flow, plan: &Plan) -> Option<Position> {
+        let lane = &self.lanes[flow.lane.index()];
+        let queue = if flow.backlog { &lane.backlog } else { &lane.live };
+        if plan.lambda <= 0.0 || flow.lane == Class::Critical {
+            return queue.first().copied();
+        }
+        let urgency = |position: &Position| urgency_of(now_us, flow.lane, &lane.blocks[position], plan);
+        let mut best: Option<(f64, Position)> = None;
+        for position in queue.iter().take(LOOKED_AT_MAX) {
+            let urgency = urgency(position);
+            if best.is_none_or(|(most, _)| urgency > most) {
+                best = Some((urgency, *position));
+            }
+        }
+        best.map(|(_, position)| position)
     }
 
     /// The block as it is sent at the present price, and how many records that leaves out.

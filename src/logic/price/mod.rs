@@ -4,7 +4,7 @@
 //! the crossing is worth the toll come, and fold their luggage if a smaller car is cheaper. Here the toll is `lambda`, in
 //! value per byte; a *level* is how far a record is folded; and [`StreamValue::level`] is what its owner would choose.
 //!
-//! The toll is computed, not felt for: [`solve`] takes what is stored, what is expected and what the uplink is forecast to
+//! The toll is computed, not felt for: [`Solver`] takes what is stored, what is expected and what the uplink is forecast to
 //! carry over a horizon, and finds the lowest price at which it fits. A second price keeps it honest: never so high that
 //! what is already here would last less than a few seconds, or the uplink would idle while the plan saves room for data
 //! that does not exist yet. The lower of the two holds. Measured in a fluid simulation of this rule: 0.99 of what a

@@ -1,6 +1,10 @@
 //! What the records of a stream are worth: by their bytes, by how finely they are sent, and by how late they come.
 
 use super::{Ladder, Level};
+use crate::ids::Class;
+
+/// Weights are written for a megabit.
+const BYTES_PER_MBIT: f64 = 125_000.0;
 
 /// How worth falls with age: whole until `d0`, `u1` of it until `d1`, nothing after.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -46,6 +50,13 @@ pub struct StreamValue {
 }
 
 impl StreamValue {
+    /// What records of a class are worth beside others when nobody says: from class to class about a third, raw, within a minute.
+    pub fn usual(class: Class) -> StreamValue {
+        let weight = [40.0, 10.0, 3.0, 1.0][class.index()] / BYTES_PER_MBIT;
+        let lateness = Lateness { d0_us: 60_000_000, d1_us: None, u1: 0.2 };
+        StreamValue { weight, ladder: Ladder::RAW, lateness, is_exempt: true }
+    }
+
     /// Worth of a raw byte at this age.
     pub fn weight_at(&self, age_us: u64) -> f64 {
         self.weight * self.lateness.factor(age_us)

@@ -110,6 +110,14 @@ impl RateCurve {
         self.piece(at_us).0
     }
 
+    /// Time after which a recording repeats; `None` if the rate is not a recording.
+    pub fn period_us(&self) -> Option<u64> {
+        match &self.shape {
+            Shape::Recorded { period_us, .. } => Some(*period_us),
+            Shape::Constant { .. } | Shape::Walk { .. } => None,
+        }
+    }
+
     /// When `bits` that start at `start_us` have left, at the curve's rate times `scale`, in microseconds.
     pub(super) fn finish_us(&self, start_us: f64, bits: f64, scale: f64) -> f64 {
         let (mut at_us, mut bits) = (start_us, bits);
@@ -126,7 +134,7 @@ impl RateCurve {
     }
 
     /// The rate at a time, and the end of the piece over which it holds; the end is later than the time.
-    fn piece(&self, at_us: u64) -> (f64, u64) {
+    pub(super) fn piece(&self, at_us: u64) -> (f64, u64) {
         match &self.shape {
             Shape::Constant { bits_per_s } => (*bits_per_s, u64::MAX),
             Shape::Walk { bits_per_s, swing, step_us, seed } => {

@@ -156,6 +156,30 @@ impl LinkModel {
         if self.is_up(at_us) { (self.curve.bits_per_s(at_us) * self.scale) as u64 } else { 0 }
     }
 
+    /// The rate from time 0 until `until_us` as steps: when each begins, and its bits per second (0 while the link is down).
+    ///
+    /// The first step begins at 0. What is forced on the link is not in it.
+    pub fn rate_steps(&self, until_us: u64) -> Vec<(u64, f64)> {
+        let mut steps: Vec<(u64, f64)> = Vec::new();
+        let cuts = self.outages.until(until_us);
+        let mut cuts = cuts.iter().peekable();
+        let mut at_us = 0;
+        while at_us < until_us {
+            while cuts.next_if(|(_, end_us)| *end_us <= at_us).is_some() {}
+            let (bits_per_s, piece_end_us) = self.curve.piece(at_us);
+            let (bits_per_s, end_us) = match cuts.peek() {
+                Some(&&(begin_us, end_us)) if begin_us <= at_us => (0.0, end_us),
+                Some(&&(begin_us, _)) => (bits_per_s, piece_end_us.min(begin_us)),
+                None => (bits_per_s, piece_end_us),
+            };
+            if steps.last().is_none_or(|(_, before)| *before != bits_per_s) {
+                steps.push((at_us, bits_per_s));
+            }
+            at_us = end_us;
+        }
+        steps
+    }
+
     /// Bytes that wait in the queue at a time, headers included.
     pub fn queued_bytes(&mut self, now_us: u64) -> u64 {
         while let Some((_, wire_bytes)) = self.queue.pop_front_if(|(finish_us, _)| *finish_us <= now_us as f64) {
@@ -237,38 +261,64 @@ struct Outages {
 impl Outages {
     /// Whether any outage overlaps the time from `from_us` to `to_us`, both included.
     fn overlap(&self, from_us: u64, to_us: u64) -> bool {
-        self.outages.iter().enumerate().filter(|(_, outage)| outage.direction.covers(self.direction)).any(|(index, outage)| {
-            let start_us = outage.start.as_micros();
-            let every_us = outage.every.as_micros();
-            let shift_us_max = outage.shift.as_micros();
-            let occurrence = |nth: u64| {
-                let salt = self.seed ^ (index as u64 + 1);
-                let shift_us = (shift_us_max as f64 * hash_unit(salt, nth)) as u64;
-                let begin_us = start_us + nth * every_us + shift_us;
-                begin_us <= to_us && from_us < begin_us + outage.length.as_micros()
-            };
+        self.covering().any(|(index, outage)| {
+            let (start_us, every_us) = (outage.start.as_micros(), outage.every.as_micros());
             // The one under way, the one before it if shifted into this turn, and the one to come.
             let nth = from_us.saturating_sub(start_us).checked_div(every_us).unwrap_or(0);
             let last = if every_us == 0 { 0 } else { nth + 1 };
-            (nth.saturating_sub(1)..=last).any(occurrence)
+            (nth.saturating_sub(1)..=last).any(|nth| {
+                let (begin_us, end_us) = self.span(index, outage, nth);
+                begin_us <= to_us && from_us < end_us
+            })
         })
+    }
+
+    /// Begin and end of every outage that begins before `until_us`, sorted by begin.
+    fn until(&self, until_us: u64) -> Vec<(u64, u64)> {
+        let mut spans = Vec::new();
+        for (index, outage) in self.covering() {
+            let (start_us, every_us) = (outage.start.as_micros(), outage.every.as_micros());
+            let count = match every_us {
+                0 => 1,
+                _ => until_us.saturating_sub(start_us).div_ceil(every_us),
+            };
+            spans.extend((0..count).map(|nth| self.span(index, outage, nth)).filter(|(begin_us, _)| *begin_us < until_us));
+        }
+        spans.sort_unstable();
+        spans
+    }
+
+    fn covering(&self) -> impl Iterator<Item = (usize, &Outage)> {
+        self.outages.iter().enumerate().filter(|(_, outage)| outage.direction.covers(self.direction))
+    }
+
+    /// Begin and end of the `nth` time that an outage happens.
+    fn span(&self, index: usize, outage: &Outage, nth: u64) -> (u64, u64) {
+        let shift_us = outage.shift.as_micros() as f64 * hash_unit(self.seed ^ (index as u64 + 1), nth);
+        let begin_us = outage.start.as_micros() + nth * outage.every.as_micros() + shift_us as u64;
+        (begin_us, begin_us + outage.length.as_micros())
     }
 }
 
 /// SplitMix64; source: Steele, Lea, Flood, "Fast splittable pseudorandom number generators", 2014.
 #[derive(Debug, Clone)]
-struct Random {
+pub(crate) struct Random {
     state: u64,
 }
 
 impl Random {
-    fn next(&mut self) -> u64 {
+    /// One sequence for each seed and purpose.
+    pub(crate) fn new(seed: u64, purpose: u64) -> Self {
+        Self { state: mix(seed.wrapping_add(0x9e37_79b9_7f4a_7c15)) ^ purpose.wrapping_mul(0xd1b5_4a32_d192_ed03) }
+    }
+
+    pub(crate) fn next(&mut self) -> u64 {
         self.state = self.state.wrapping_add(0x9e37_79b9_7f4a_7c15);
         mix(self.state)
     }
 
     /// A number from 0 to below 1.
-    fn unit(&mut self) -> f64 {
+    pub(crate) fn unit(&mut self) -> f64 {
         to_unit(self.next())
     }
 }
