@@ -24,6 +24,8 @@ pub struct Plan {
     pub lambda: f64,
     /// What records are worth, by stream; `None` for streams that are sent as they are stored, at any price.
     pub values: Arc<[Option<StreamValue>]>,
+    /// True if any stream has a value: then the most urgent goes first, otherwise lanes have their shares.
+    pub weighs: bool,
 }
 
 /// What is known when a plan is made.
@@ -42,7 +44,7 @@ impl Plan {
         }
     }
 
-    /// Worth of a block for each of its bytes, by the time that is left to it: what is sent first while bytes have a price.
+    /// Worth of a block for each of its bytes, by the time that is left to it: what is sent first if streams have values.
     ///
     /// `parts` are the raw bytes by stream; `None` for a stream that is not known. A stream without a value counts with its
     /// lane's usual worth. 0 if all of it is held.
@@ -192,7 +194,8 @@ pub fn plan(policy: &Policy, view: &View, last: Option<&Plan>) -> Plan {
         _ => policy.streams.iter().map(|stream| stream.value).collect(),
     };
     let uplinks = std::array::from_fn(|_| order.clone());
-    let mut plan = Plan { version: 1, streams, uplinks, lambda: price.lambda, values };
+    let weighs = values.iter().any(Option::is_some);
+    let mut plan = Plan { version: 1, streams, uplinks, lambda: price.lambda, values, weighs };
     if let Some(last) = last {
         plan.version = last.version;
         if plan != *last {

@@ -205,7 +205,7 @@ impl Lanes {
                 return Some(flow);
             }
         }
-        if plan.lambda > 0.0 {
+        if plan.weighs {
             return self.choose_by_worth(now_us, credits, plan);
         }
         let mut best: Option<Flow> = None;
@@ -218,7 +218,7 @@ impl Lanes {
         best
     }
 
-    /// While bytes have a price, what is worth most for its bytes and its deadline goes first, and what is held goes last.
+    /// What is worth most for its bytes and its deadline goes first, and what is held goes last.
     fn choose_by_worth(&mut self, now_us: u64, credits: &PerClass<u64>, plan: &Plan) -> Option<Flow> {
         let mut best: Option<(f64, Flow)> = None;
         for flow in Class::ALL[1..].iter().flat_map(|&lane| [Flow { lane, backlog: false }, Flow { lane, backlog: true }]) {

@@ -113,12 +113,12 @@ impl Lanes {
         plan.urgency(flow.lane, age_us, staged.map(|(stream, &bytes)| (Some(stream as u16), f64::from(bytes))))
     }
 
-    /// The block that this stream sends next: the oldest, or while bytes have a price the most urgent of the
+    /// The block that this stream sends next: the oldest, or if streams have values the most urgent of the
     /// [`LOOKED_AT_MAX`] oldest, so that what has missed its deadline does not hold up what has not.
     pub(super) fn next_block(&self, now_us: u64, flow: Flow, plan: &Plan) -> Option<Position> {
         let lane = &self.lanes[flow.lane.index()];
         let queue = if flow.backlog { &lane.backlog } else { &lane.live };
-        if plan.lambda <= 0.0 || flow.lane == Class::Critical {
+        if !plan.weighs || flow.lane == Class::Critical {
             return queue.first().copied();
         }
         let urgency = |position: &Position| urgency_of(now_us, flow.lane, &lane.blocks[position], plan);

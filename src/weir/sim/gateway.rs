@@ -460,7 +460,11 @@ impl<'a> World<'a> {
             if !store.takes.iter().any(|&(first, last)| (first..=last).contains(&record.seq)) {
                 continue;
             }
-            let arrival = &self.arrivals[self.records[at][record.seq as usize] as usize];
+            let index = self.records[at][record.seq as usize];
+            if record.kind == RecordKind::Raw {
+                assert!(record.payload.starts_with(&u64::from(index).to_le_bytes()), "each message became a record, in order");
+            }
+            let arrival = &self.arrivals[index as usize];
             let bytes = match record.kind {
                 RecordKind::Raw => f64::from(arrival.bytes),
                 _ => record.payload.len() as f64,
