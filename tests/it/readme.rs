@@ -16,7 +16,7 @@ const README: &str = include_str!("../../README.md");
 const LIMIT: Duration = Duration::from_secs(20);
 
 /// Commands of the README that other tests or the gate run, by how they begin.
-const RUN_ELSEWHERE: [&str; 8] = [
+const RUN_ELSEWHERE: [&str; 9] = [
     "cargo run --release -p weir -- demo",
     "cargo test --workspace",
     "cargo build --release -p weir -p weir-edge -p weir-cloud",
@@ -24,12 +24,15 @@ const RUN_ELSEWHERE: [&str; 8] = [
     "export PATH=",
     "weir runtime fetch",
     "weir buffer",
+    "weir sim --link",
     "sqlite3",
 ];
 
 /// The README's fenced blocks.
 fn blocks() -> Vec<&'static str> {
-    README.split("```\n").skip(1).step_by(2).collect()
+    let code = README.replace("```toml\n", "```\n");
+    let blocks: Vec<&'static str> = code.leak().split("```\n").skip(1).step_by(2).collect();
+    blocks.into_iter().filter(|block| !block.starts_with("value = ")).collect()
 }
 
 /// The block that has this line.
@@ -103,6 +106,21 @@ fn the_lines_for_a_box_and_a_cloud_by_hand_work() {
         let (code, _, stderr) = process::run(shell(dir.path(), &line), LIMIT);
         assert_eq!(code, Some(0), "{line}: {stderr}");
     }
+}
+
+#[test]
+fn the_line_that_compares_policies_works_and_the_price_comes_out_ahead() {
+    let dir = tempfile::tempdir().expect("there is room");
+    std::fs::create_dir(dir.path().join("bin")).expect("there is room");
+    symlink(std::fs::canonicalize(crate::tool()).expect("it is built"), dir.path().join("bin/weir")).expect("there is room");
+    let line = block("weir sim").lines().next().expect("a line").replace("lte-driving", "3g");
+    let (code, stdout, stderr) = process::run(shell(dir.path(), &line), Duration::from_secs(120));
+    assert_eq!(code, Some(0), "{line}: {stderr}");
+    let text = std::fs::read_to_string(dir.path().join("sim.json")).expect("it writes its figures");
+    let figures: serde_json::Value = serde_json::from_str(&text).expect("they are JSON");
+    let ratio = |at: usize| figures[0]["policies"][at]["value_ratio"].as_f64().expect("a number");
+    assert_eq!(figures[0]["policies"][0]["policy"], "weir", "{stdout}");
+    assert!(ratio(0) <= 1.001 && ratio(0) > ratio(1) && ratio(1) > ratio(2), "{stdout}");
 }
 
 #[test]
