@@ -11,11 +11,13 @@
 //! - After a failed transaction the very same request is tried again, with the removals that came since in front of it, so
 //!   that a full disk can always be emptied.
 
+mod commit;
 mod lane;
 mod pacer;
 mod send;
 #[cfg(test)]
 mod tests;
+mod voids;
 mod worth;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -25,13 +27,14 @@ use bytes::Bytes;
 
 use crate::block::{BlockHeader, Codec, NewRecord};
 use crate::ids::{BlockKey, Class, Epoch, PerClass, Void, VoidReason};
-use crate::store::{CommitRequest, Held, Put, SeqRange, StoreError};
+use crate::store::{Held, SeqRange};
 use crate::thin::Thinner;
 
 pub use pacer::COMMIT_OVERHEAD_BYTES;
 pub use send::{Flow, Outgoing};
 pub use worth::Acked;
 
+use commit::{Commit, CommitState};
 use lane::{Block, Disk, Lane, Position, Send, UnderWay};
 use pacer::Pacer;
 
@@ -159,26 +162,6 @@ pub struct Found<'a> {
     pub damaged: &'a [BlockKey],
 }
 
-/// The one transaction that may be under way.
-#[derive(Debug)]
-struct Commit {
-    next_ticket: u64,
-    state: CommitState,
-    failures: u64,
-}
-
-#[derive(Debug)]
-enum CommitState {
-    Idle,
-    /// Kept, because a request that failed is tried again.
-    Running(CommitRequest),
-    Failed {
-        request: CommitRequest,
-        retry_us: u64,
-        full: bool,
-    },
-}
-
 /// How long removals and voids may wait for a transaction that is needed anyway.
 const TIDY_WAIT_US: u64 = 5_000_000;
 /// The same for voids of records that were not safe.
@@ -264,29 +247,6 @@ impl Lanes {
         };
         lanes.void_damaged(now_us, damaged);
         lanes
-    }
-
-    /// Voids and removes what was found unreadable: from its first number to the next block that is sound.
-    ///
-    /// Where none follows, only the first number is certain. What the cloud has of the range meanwhile stays there.
-    fn void_damaged(&mut self, now_us: u64, damaged: &[BlockKey]) {
-        let keys: BTreeSet<BlockKey> = damaged.iter().copied().collect();
-        for &key in &keys {
-            let Some(order) = self.epochs.iter().position(|&e| e == key.epoch) else { continue };
-            let (lane, order) = (&self.lanes[key.lane.index()], order as u32);
-            let before = lane.blocks.range((order, 0)..=(order, key.first_seq)).next_back();
-            if before.is_some_and(|(_, block)| block.header.last_seq >= key.first_seq) {
-                continue;
-            }
-            let sound = lane.blocks.range((order, key.first_seq)..(order + 1, 0)).next().map(|(&(_, first), _)| first);
-            let end = BlockKey { first_seq: u64::MAX, ..key };
-            let broken = keys.range(key..=end).nth(1).map(|next| next.first_seq);
-            let next = sound.into_iter().chain(broken).min().unwrap_or(key.first_seq + 1);
-            self.counters[key.lane.index()].corrupt += next - key.first_seq;
-            self.note_void(Void { key, last_seq: next - 1, reason: VoidReason::Corrupt });
-            self.pending_deletes.push(SeqRange { key, last_seq: next - 1 });
-            self.tidy_since_us.get_or_insert(now_us);
-        }
     }
 
     /// The present epoch.
@@ -402,187 +362,6 @@ impl Lanes {
         check.min(commit)
     }
 
-    /// When what waits for its ack in memory is to be written.
-    fn spill_due_us(&self) -> u64 {
-        let since = self.lanes.iter().filter(|lane| self.is_sent_through(lane)).filter_map(Lane::waits_since_us).min();
-        let due = |since: u64| (since + self.ack_times.spill_wait_us()).max(self.spilled_us + SPILL_INTERVAL_US);
-        since.map_or(u64::MAX, due)
-    }
-
-    fn is_sent_through(&self, lane: &Lane) -> bool {
-        self.uplink_up && lane.policy.durability == Durability::Through
-    }
-
-    /// The next transaction, if one is due and none is under way.
-    pub fn commit(&mut self, now_us: u64) -> Option<CommitRequest> {
-        match &mut self.commit.state {
-            CommitState::Running(_) => return None,
-            CommitState::Failed { retry_us, .. } if *retry_us > now_us => return None,
-            CommitState::Failed { .. } => return self.retry(),
-            CommitState::Idle => {}
-        }
-        let spill = self.lacks_memory();
-        let due = self.pacer.due_us().is_some_and(|due| due <= now_us)
-            || spill && self.lanes.iter().any(|lane| !lane.to_write.is_empty() || self.is_worth_a_block(lane))
-            || self.spill_due_us() <= now_us
-            || self.tidy_since_us.is_some_and(|since| since + TIDY_WAIT_US <= now_us)
-            || self.pending_deletes.len() >= DELETES_COUNT_MAX;
-        if !due {
-            return None;
-        }
-        self.start(now_us, spill)
-    }
-
-    /// True if more than half of the memory is used by what is not on disk.
-    fn lacks_memory(&mut self) -> bool {
-        if self.memory_bytes() <= self.limits.memory_bytes / 2 {
-            return false;
-        }
-        self.lanes.iter_mut().for_each(Lane::drop_cached);
-        self.memory_bytes() > self.limits.memory_bytes / 2
-    }
-
-    /// True if the open end of a lane should be written as a block rather than as a fragment.
-    fn is_worth_a_block(&self, lane: &Lane) -> bool {
-        lane.staging.len() >= self.limits.block_target_bytes / 2
-    }
-
-    fn start(&mut self, now_us: u64, spill: bool) -> Option<CommitRequest> {
-        let request = self.build(now_us, spill);
-        self.pacer.begin(now_us);
-        if request.is_empty() {
-            return None;
-        }
-        self.commit.state = CommitState::Running(request.clone());
-        Some(request)
-    }
-
-    /// The failed transaction again, without what is no longer wanted and with the removals since.
-    fn retry(&mut self) -> Option<CommitRequest> {
-        let state = std::mem::replace(&mut self.commit.state, CommitState::Idle);
-        let CommitState::Failed { mut request, .. } = state else { return None };
-        let current = self.current();
-        request.puts.retain(|put| self.lanes[put.header.key.lane.index()].holds(current, &put.header));
-        // A removal of something that this request is to write must not be lost: it waits for the next one.
-        let puts = &request.puts;
-        let overlaps = |range: &SeqRange| {
-            puts.iter().any(|p| {
-                let key = p.header.key;
-                key.lane == range.key.lane
-                    && key.epoch == range.key.epoch
-                    && (range.key.first_seq..=range.last_seq).contains(&key.first_seq)
-            })
-        };
-        let (later, now): (Vec<_>, Vec<_>) = std::mem::take(&mut self.pending_deletes).into_iter().partition(overlaps);
-        self.pending_deletes = later;
-        request.deletes.extend(now);
-        request.voids.retain(|void| self.voids.contains_key(&void.key));
-        request.voids.append(&mut self.voids_to_write);
-        request.voids_acked.append(&mut self.voids_to_forget);
-        if request.is_empty() {
-            return None;
-        }
-        self.commit.state = CommitState::Running(request.clone());
-        Some(request)
-    }
-
-    fn build(&mut self, now_us: u64, spill: bool) -> CommitRequest {
-        let ticket = self.commit.next_ticket;
-        self.commit.next_ticket += 1;
-        let mut request = CommitRequest {
-            ticket,
-            deletes: std::mem::take(&mut self.pending_deletes),
-            puts: Vec::new(),
-            voids: std::mem::take(&mut self.voids_to_write),
-            voids_acked: std::mem::take(&mut self.voids_to_forget),
-        };
-        self.tidy_since_us = None;
-        let late_us = now_us.saturating_sub(self.ack_times.spill_wait_us());
-        for class in Class::ALL {
-            let lane = &self.lanes[class.index()];
-            let late = self.is_sent_through(lane) && lane.waits_since_us().is_some_and(|since| since <= late_us);
-            if late {
-                self.spilled_us = now_us;
-            }
-            if late || lane.writes_at_once(self.uplink_up) {
-                self.write_open_end(now_us, class, &mut request);
-                self.write_blocks(class, &mut request);
-            } else if spill {
-                if self.is_worth_a_block(lane) {
-                    self.seal(now_us, class);
-                }
-                self.write_blocks(class, &mut request);
-            }
-        }
-        request
-    }
-
-    /// Writes the open end of a lane: whole if it is worth a block, else what came since the last commit as a fragment.
-    fn write_open_end(&mut self, now_us: u64, class: Class, request: &mut CommitRequest) {
-        let epoch = self.epoch();
-        let lane = &mut self.lanes[class.index()];
-        if lane.staging.chunk_len().1 == 0 {
-            return;
-        }
-        if lane.staging.len() >= self.limits.block_target_bytes / 2 {
-            self.seal(now_us, class);
-            return;
-        }
-        let at_once = lane.writes_at_once(self.uplink_up);
-        if let Some((header, block)) = lane.staging.cut(class, epoch, self.wall_offset_us, &mut self.codec) {
-            lane.staging_fragmented = true;
-            if !at_once {
-                self.counters[class.index()].spilled += u64::from(header.count);
-            }
-            request.puts.push(Put { header, block, fragment: true });
-        }
-    }
-
-    /// Writes the blocks that are in memory only.
-    fn write_blocks(&mut self, class: Class, request: &mut CommitRequest) {
-        let at_once = self.lanes[class.index()].writes_at_once(self.uplink_up);
-        let lane = &mut self.lanes[class.index()];
-        while let Some(position) = lane.to_write.pop_first() {
-            let block = lane.blocks.get_mut(&position).expect("removed from the queue with the block");
-            block.disk = Disk::Writing;
-            if std::mem::take(&mut block.fragmented) {
-                request.deletes.push(SeqRange { key: block.header.key, last_seq: block.header.last_seq });
-            }
-            if !at_once {
-                self.counters[class.index()].spilled += u64::from(block.header.count);
-            }
-            let bytes = block.bytes.clone().expect("a block that is not on disk is in memory");
-            request.puts.push(Put { header: block.header, block: bytes, fragment: false });
-        }
-    }
-
-    /// The transaction with this ticket ended.
-    pub fn committed(&mut self, now_us: u64, ticket: u64, result: Result<(), StoreError>) {
-        let CommitState::Running(request) = std::mem::replace(&mut self.commit.state, CommitState::Idle) else { return };
-        debug_assert_eq!(request.ticket, ticket, "one transaction at a time");
-        if let Err(error) = result {
-            self.commit.failures += 1;
-            let full = error == StoreError::Full;
-            self.commit.state = CommitState::Failed { request, retry_us: now_us + RETRY_US, full };
-            return;
-        }
-        let (epoch, current) = (self.epoch(), self.current());
-        for Put { header, fragment, .. } in &request.puts {
-            debug_assert_eq!(header.key.epoch, epoch, "only the present epoch is written");
-            let lane = &mut self.lanes[header.key.lane.index()];
-            lane.safe.insert(header.key.first_seq..=header.last_seq);
-            if !fragment {
-                let keep = self.uplink_up && lane.memory_bytes <= self.limits.memory_bytes / 8;
-                lane.stored((current, header.key.first_seq), keep);
-            }
-        }
-        for void in request.voids.iter().filter(|void| void.key.epoch == epoch) {
-            // Their fate is on record: who waits for a PUBACK need not wait longer.
-            self.lanes[void.key.lane.index()].safe.insert(void.key.first_seq..=void.last_seq);
-        }
-        self.pacer.acknowledged(now_us);
-    }
-
     /// The cloud has these durably, or has noted their void.
     pub fn ack(&mut self, now_us: u64, class: Class, epoch: Epoch, range: RangeInclusive<u64>) {
         let Some(order) = self.epochs.iter().position(|&e| e == epoch).map(|order| order as u32) else { return };
@@ -625,132 +404,6 @@ impl Lanes {
             self.voids_to_forget.push(key);
             self.tidy_since_us.get_or_insert(now_us);
         }
-    }
-
-    /// Removes from disk what is there of a block that is gone.
-    fn forget(&mut self, now_us: u64, block: &Block) {
-        if block.disk == Disk::Absent && !block.fragmented {
-            return;
-        }
-        self.tidy_since_us.get_or_insert(now_us);
-        let range = SeqRange { key: block.header.key, last_seq: block.header.last_seq };
-        match self.pending_deletes.last_mut() {
-            // Acks come in order, so ranges mostly grow at their end.
-            Some(tail)
-                if tail.key.lane == range.key.lane
-                    && tail.key.epoch == range.key.epoch
-                    && tail.last_seq + 1 == range.key.first_seq =>
-            {
-                tail.last_seq = range.last_seq;
-            }
-            _ => self.pending_deletes.push(range),
-        }
-    }
-
-    /// Enforces TTLs and caps; call at [`Lanes::deadline_us`].
-    pub fn tick(&mut self, now_us: u64) {
-        if now_us < self.checked_us + CHECK_US {
-            return;
-        }
-        self.checked_us = now_us;
-        for class in Class::ALL {
-            let policy = self.lanes[class.index()].policy;
-            if let Some(ttl_us) = policy.ttl_us {
-                let oldest_us = now_us.saturating_sub(ttl_us);
-                if self.lanes[class.index()].staging.born_us().is_some_and(|born| born < oldest_us) {
-                    self.seal(now_us, class);
-                }
-                while let Some((&position, _)) =
-                    self.lanes[class.index()].blocks.first_key_value().filter(|(_, b)| b.header.born_us < oldest_us)
-                {
-                    self.give_up(now_us, class, position, VoidReason::Expired);
-                }
-            }
-            self.enforce_cap(now_us, class);
-        }
-    }
-
-    fn enforce_cap(&mut self, now_us: u64, class: Class) {
-        while self.lanes[class.index()].bytes > self.lanes[class.index()].policy.cap_bytes {
-            let Some((&position, _)) = self.lanes[class.index()].blocks.first_key_value() else { return };
-            self.give_up(now_us, class, position, VoidReason::Evicted);
-        }
-    }
-
-    /// Gives a block up: it becomes a void.
-    fn give_up(&mut self, now_us: u64, class: Class, position: Position, reason: VoidReason) {
-        let current = self.current();
-        let lane = &mut self.lanes[class.index()];
-        let Some(block) = lane.remove(position) else { return };
-        let (key, last_seq) = (block.header.key, block.header.last_seq);
-        if position.0 == current && !lane.safe.covers(key.first_seq..=last_seq) {
-            // Somebody may wait for its PUBACK, which goes out when the void is on record.
-            self.pacer.due_by(now_us + TIDY_UNSAFE_US);
-        }
-        let counters = &mut self.counters[class.index()];
-        let count = u64::from(block.header.count);
-        match reason {
-            VoidReason::Evicted => counters.evicted += count,
-            VoidReason::Expired => counters.expired += count,
-            VoidReason::Corrupt => counters.corrupt += count,
-        }
-        self.note_void(Void { key, last_seq, reason });
-        self.tidy_since_us.get_or_insert(now_us);
-        self.forget(now_us, &block);
-    }
-
-    /// Remembers a void; one that continues another becomes part of it, so that a long outage makes few.
-    fn note_void(&mut self, mut void: Void) {
-        let before = self.voids.range(..void.key).next_back().map(|(_, before)| *before);
-        let continues = |before: &Void| {
-            (before.key.lane, before.key.epoch, before.reason, before.last_seq + 1)
-                == (void.key.lane, void.key.epoch, void.reason, void.key.first_seq)
-        };
-        if let Some(before) = before.filter(continues) {
-            void.key = before.key;
-        }
-        self.voids.insert(void.key, void);
-        self.voids_to_write.retain(|other| other.key != void.key);
-        self.voids_to_write.push(void);
-        self.voids_to_send.insert(void.key);
-    }
-
-    /// Everything that is not yet safe, sealed and written whatever the mode but `memory`; a failed transaction once more.
-    ///
-    /// To be called again after each transaction that worked, until there is nothing left.
-    pub fn final_commit(&mut self, now_us: u64) -> Option<CommitRequest> {
-        self.uplink_up = false;
-        match self.commit.state {
-            CommitState::Running(_) => None,
-            CommitState::Failed { .. } => self.retry().or_else(|| self.start(now_us, false)),
-            CommitState::Idle => self.start(now_us, false),
-        }
-    }
-
-    /// Voids to tell the cloud now; each once a session.
-    pub fn take_voids_to_send(&mut self) -> Vec<Void> {
-        let keys = std::mem::take(&mut self.voids_to_send);
-        keys.iter().filter_map(|key| self.voids.get(key).copied()).collect()
-    }
-
-    /// Voids the cloud has not acknowledged.
-    pub fn void_count(&self) -> usize {
-        self.voids.len()
-    }
-
-    /// True while a transaction is under way.
-    pub fn is_committing(&self) -> bool {
-        matches!(self.commit.state, CommitState::Running(_))
-    }
-
-    /// True if the disk refused the last transaction for lack of space.
-    pub fn disk_full(&self) -> bool {
-        matches!(self.commit.state, CommitState::Failed { full: true, .. })
-    }
-
-    /// Transactions that failed since start.
-    pub fn commit_failures(&self) -> u64 {
-        self.commit.failures
     }
 
     /// Counts of a lane since start.

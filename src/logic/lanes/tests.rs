@@ -7,6 +7,7 @@ use crate::plan::Plan;
 use crate::policy::{StreamFidelity, StreamPolicy};
 use crate::price::{Ladder, Lateness, Level, StreamValue};
 use crate::ranges::RangeSet;
+use crate::store::{CommitRequest, StoreError};
 
 const SECOND: u64 = 1_000_000;
 const CREDITS: PerClass<u64> = [1 << 30; 4];

@@ -20,17 +20,15 @@ use weir_logic::gateway::{Gateway, Input, Output, Start};
 use weir_logic::health::PathStats;
 use weir_logic::ids::{BlockKey, Class, Epoch, PerClass};
 use weir_logic::ingest::{ConnId, Moment};
-use weir_logic::lanes::{Durability, Found, LanePolicy, LanesLimits};
-use weir_logic::mqtt::{ConnLimits, RouterLimits, UserIndex};
-use weir_logic::payload::{ElementType, PackedFormat, PayloadFormat, TimeOf};
-use weir_logic::policy::{Policy, StreamFidelity, StreamPolicy, UplinkPolicy, UserPolicy};
-use weir_logic::price::{Ladder, Lateness, Level, PriceLimits, StreamValue};
+use weir_logic::lanes::Found;
+use weir_logic::mqtt::UserIndex;
+use weir_logic::price::PriceLimits;
 use weir_logic::receive::{self, Known, Now, Receiver, SessionId};
 use weir_logic::store::SeqRange;
-use weir_logic::uplink::SessionLimits;
 use weir_logic::wire::{self, Body};
 
 use super::arrivals::{Arrival, Arrivals};
+use super::site::{payload, payload_len, policy};
 use super::trace::Link;
 use super::transport::{Arrived, Packet, Transport};
 use super::workload::{LEVEL_BYTES, StreamSpec, Workload};
@@ -45,8 +43,6 @@ const PATH_US: u64 = 250_000;
 const CREDITS: u64 = 64 << 20;
 const UNIX_US: i64 = 1_790_000_000_000_000;
 const EPOCH: Epoch = Epoch(1);
-/// What a record of this id begins with.
-const ID_LEN: usize = 8;
 
 /// A record as it came to the cloud.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -499,108 +495,6 @@ fn worth(stream: &StreamSpec, part: f64) -> f64 {
 
 fn moment(now_us: u64) -> Moment {
     Moment { service_us: now_us, wall_offset_us: Some(UNIX_US) }
-}
-
-fn policy(link: &Link, workload: &Workload, price: PriceLimits) -> Policy {
-    let buffer = workload.buffer.as_secs_f64() * link.mean_bytes_per_s();
-    let lane = |part: f64, share| LanePolicy {
-        durability: Durability::Through,
-        cap_bytes: ((buffer * part) as u64).max(256 << 10),
-        ttl_us: None,
-        share,
-    };
-    Policy {
-        lanes: [lane(0.1, 8), lane(0.3, 4), lane(0.4, 2), lane(0.2, 1)],
-        lanes_limits: LanesLimits {
-            memory_bytes: 16 << 20,
-            block_target_bytes: 128 << 10,
-            early_commit_bytes_per_day: 20 << 30,
-        },
-        streams: streams(workload),
-        users: vec![UserPolicy { name: "".into(), publish: vec!["#".into()] }],
-        connections: ConnLimits { inflight_max: u16::MAX, packet_len_max: 2 << 20, ..ConnLimits::default() },
-        connections_max: 4,
-        router: RouterLimits::default(),
-        session: SessionLimits {
-            ping_us: 1_000_000,
-            silence_us: 5_000_000,
-            connect_us: 10_000_000,
-            backoff_us: (500_000, 30_000_000),
-        },
-        uplinks: vec![UplinkPolicy { nominal_bps: (8.0 * link.mean_bytes_per_s()) as u64 }],
-        price,
-    }
-}
-
-/// For each stream one of calm times, then for each one of anomalies.
-fn streams(workload: &Workload) -> Vec<StreamPolicy> {
-    let modes = [("calm", 1.0), ("anomaly", workload.anomaly_weight)];
-    let of = |(mode, times): (&'static str, f64)| {
-        workload.stream.iter().enumerate().map(move |(index, stream)| stream_policy(index, stream, mode, times))
-    };
-    modes.into_iter().flat_map(of).collect()
-}
-
-fn stream_policy(index: usize, stream: &StreamSpec, mode: &str, times: f64) -> StreamPolicy {
-    let class = stream.class();
-    let mut worth = [None; 5];
-    for (at, &value) in stream.fidelity.iter().enumerate() {
-        worth[at] = Some(value);
-    }
-    // The box has no model for these streams.
-    let ladder = Ladder::new(worth).unwrap_or(Ladder::RAW).without(Level::Verdict);
-    let value = StreamValue {
-        weight: times * stream.weight / 125_000.0,
-        ladder: if class == Class::Critical { Ladder::RAW } else { ladder },
-        lateness: Lateness { d0_us: stream.deadline.as_micros(), d1_us: stream.useful_us(), u1: stream.late_value },
-        is_exempt: class == Class::Critical,
-    };
-    StreamPolicy {
-        name: format!("{}-{mode}", stream.name).into(),
-        filters: vec![format!("{index}/{mode}/+")],
-        class,
-        fidelity: StreamFidelity::Raw,
-        format: PayloadFormat::Packed(packed(stream)),
-        aggregate: None,
-        keep: None,
-        model: None,
-        ack_record: false,
-        value: Some(value),
-    }
-}
-
-/// As many channels as let one message's aggregate be at most a sixteenth of it.
-fn packed(stream: &StreamSpec) -> PackedFormat {
-    let sixteenth = stream.record.get() as usize / 16;
-    let channels = (sixteenth.saturating_sub(20) / 24).clamp(1, 40);
-    PackedFormat {
-        element: ElementType::I16,
-        channels,
-        scale: None,
-        offset: None,
-        rate_hz: Some(1_000.0),
-        time_of: TimeOf::Last,
-    }
-}
-
-/// Whole rows, not shorter than the id.
-fn payload_len(stream: &StreamSpec, bytes: u32) -> usize {
-    let row = 2 * packed(stream).channels;
-    ((bytes as usize).max(ID_LEN) / row).max(ID_LEN.div_ceil(row)) * row
-}
-
-/// The id, then noise.
-fn payload(id: u32, len: usize) -> Vec<u8> {
-    let mut state = (u64::from(id) + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    let mut bytes = u64::from(id).to_le_bytes().to_vec();
-    while bytes.len() < len {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        bytes.extend(state.to_le_bytes());
-    }
-    bytes.truncate(len);
-    bytes
 }
 
 /// Worth of what was delivered, by the workload's value model.

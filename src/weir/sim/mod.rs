@@ -13,6 +13,7 @@ pub mod bound;
 pub mod command;
 pub mod gateway;
 mod random;
+mod site;
 pub mod trace;
 pub mod transport;
 pub mod workload;

@@ -11,8 +11,13 @@ use super::rng::Rng;
 use super::scenario::{Scenario, Trouble};
 use super::store::Store;
 use crate::block::Codec;
+use crate::ids::BlockKey;
+use crate::ingest::ConnId;
+use crate::ingest::Verdict;
 use crate::lanes::Durability;
+use crate::mqtt::UserIndex;
 use crate::ranges::RangeSet;
+use crate::store::CommitRequest;
 use crate::wire::LaneStream;
 
 #[derive(Debug, Clone, Copy)]

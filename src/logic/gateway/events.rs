@@ -1,0 +1,218 @@
+//! What goes into the gateway, and what comes out.
+
+use bytes::Bytes;
+
+use crate::health::PathStats;
+use crate::ids::BlockKey;
+use crate::ingest::{ConnId, InferJob, Verdict};
+use crate::lanes::Flow;
+use crate::mqtt::{AuthRefusal, Close, UserIndex};
+use crate::plan::Reason;
+use crate::store::{CommitRequest, StoreError};
+use crate::uplink::DownReason;
+
+/// What happened.
+#[derive(Debug)]
+pub enum Input<'a> {
+    /// Time passed.
+    Tick,
+    /// A socket was accepted.
+    ClientOpened {
+        /// Its number, never used before.
+        conn: ConnId,
+    },
+    /// A read of a client's socket brought bytes, at most 64 KiB.
+    ClientRead {
+        /// The client.
+        conn: ConnId,
+        /// The bytes.
+        bytes: &'a [u8],
+    },
+    /// A client's socket ended.
+    ClientLost {
+        /// The client.
+        conn: ConnId,
+    },
+    /// Answers [`Output::Authenticate`].
+    Authenticated {
+        /// The client.
+        conn: ConnId,
+        /// Who it is, or why it is not let in.
+        result: Result<UserIndex, AuthRefusal>,
+    },
+    /// Answers [`Output::Infer`]; `None` if the model failed.
+    Inferred {
+        /// The job's number.
+        job: u64,
+        /// What the model says.
+        verdict: Option<Verdict>,
+    },
+    /// Answers [`Output::Commit`].
+    Committed {
+        /// The request's ticket.
+        ticket: u64,
+        /// Whether all of it is durable.
+        result: Result<(), StoreError>,
+    },
+    /// Answers [`Output::Load`]; `None` if there is no such block.
+    Loaded {
+        /// The block's key.
+        key: BlockKey,
+        /// The block.
+        block: Option<Bytes>,
+    },
+    /// Answers [`Output::Load`] when the block could not be read now; it is asked for again later.
+    LoadFailed {
+        /// The block's key.
+        key: BlockKey,
+    },
+    /// An uplink is connected and its control stream is open.
+    UplinkConnected {
+        /// The uplink.
+        uplink: u8,
+    },
+    /// Bytes came on an uplink's control stream.
+    UplinkControl {
+        /// The uplink.
+        uplink: u8,
+        /// The bytes.
+        bytes: &'a [u8],
+    },
+    /// An uplink's transport took bytes of blocks.
+    UplinkWritten {
+        /// The uplink.
+        uplink: u8,
+        /// The stream.
+        flow: Flow,
+        /// How many.
+        len: u64,
+    },
+    /// What an uplink's transport counts on its present connection.
+    UplinkPath {
+        /// The uplink.
+        uplink: u8,
+        /// The counters.
+        path: PathStats,
+    },
+    /// An uplink's connection ended or could not be made.
+    UplinkClosed {
+        /// The uplink.
+        uplink: u8,
+        /// Why.
+        reason: String,
+    },
+    /// The process is asked to stop.
+    Stop,
+}
+
+/// What to do.
+#[derive(Debug, PartialEq)]
+pub enum Output {
+    /// Write to a client.
+    ClientWrite {
+        /// The client.
+        conn: ConnId,
+        /// The bytes.
+        bytes: Vec<u8>,
+    },
+    /// Read from a client once more.
+    ClientRead {
+        /// The client.
+        conn: ConnId,
+    },
+    /// Close a client's socket after what was written.
+    ClientClose {
+        /// The client.
+        conn: ConnId,
+        /// Why.
+        close: Close,
+    },
+    /// Check a client's credentials.
+    Authenticate {
+        /// The client.
+        conn: ConnId,
+        /// User name as sent.
+        username: Option<String>,
+        /// Password as sent.
+        password: Option<Vec<u8>>,
+    },
+    /// Score a window.
+    Infer(InferJob),
+    /// Write to the buffer.
+    Commit(CommitRequest),
+    /// Read from the buffer.
+    Load {
+        /// The block's key.
+        key: BlockKey,
+    },
+    /// Connect an uplink.
+    Connect {
+        /// The uplink.
+        uplink: u8,
+    },
+    /// Write to an uplink's control stream.
+    ControlWrite {
+        /// The uplink.
+        uplink: u8,
+        /// The bytes.
+        bytes: Vec<u8>,
+    },
+    /// Write a block to one of an uplink's lane streams.
+    SendBlock {
+        /// The uplink.
+        uplink: u8,
+        /// The stream.
+        flow: Flow,
+        /// The block.
+        block: Bytes,
+    },
+    /// Close an uplink's connection.
+    Disconnect {
+        /// The uplink.
+        uplink: u8,
+    },
+    /// Something worth telling a person.
+    Event(Event),
+}
+
+/// Changes of state, for the log and the status page.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Event {
+    /// An uplink came up.
+    UplinkUp {
+        /// The uplink.
+        uplink: u8,
+    },
+    /// An uplink could not come up; it is tried again.
+    AttemptFailed {
+        /// The uplink.
+        uplink: u8,
+        /// Why.
+        reason: DownReason,
+    },
+    /// An uplink that was up went down.
+    UplinkDown {
+        /// The uplink.
+        uplink: u8,
+        /// Why.
+        reason: DownReason,
+    },
+    /// The plan for a stream was made or has changed.
+    Planned {
+        /// The stream.
+        stream: u16,
+        /// The plan's version.
+        version: u64,
+        /// What is planned, in words.
+        planned: String,
+        /// Why.
+        reason: Reason,
+    },
+    /// The buffer did not take a transaction; it is tried again.
+    CommitFailed {
+        /// Why.
+        error: StoreError,
+    },
+    /// The buffer takes transactions again.
+    CommitRecovered,
+}

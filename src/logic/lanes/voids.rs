@@ -1,0 +1,132 @@
+//! What is given up: too old, too much, or unreadable. It becomes a void, which is told to the cloud.
+
+use std::collections::BTreeSet;
+
+use super::lane::{Block, Disk, Position};
+use super::{CHECK_US, Lanes, TIDY_UNSAFE_US};
+use crate::ids::{BlockKey, Class, Void, VoidReason};
+use crate::store::SeqRange;
+
+impl Lanes {
+    /// Voids and removes what was found unreadable: from its first number to the next block that is sound.
+    ///
+    /// Where none follows, only the first number is certain. What the cloud has of the range meanwhile stays there.
+    pub(super) fn void_damaged(&mut self, now_us: u64, damaged: &[BlockKey]) {
+        let keys: BTreeSet<BlockKey> = damaged.iter().copied().collect();
+        for &key in &keys {
+            let Some(order) = self.epochs.iter().position(|&e| e == key.epoch) else { continue };
+            let (lane, order) = (&self.lanes[key.lane.index()], order as u32);
+            let before = lane.blocks.range((order, 0)..=(order, key.first_seq)).next_back();
+            if before.is_some_and(|(_, block)| block.header.last_seq >= key.first_seq) {
+                continue;
+            }
+            let sound = lane.blocks.range((order, key.first_seq)..(order + 1, 0)).next().map(|(&(_, first), _)| first);
+            let end = BlockKey { first_seq: u64::MAX, ..key };
+            let broken = keys.range(key..=end).nth(1).map(|next| next.first_seq);
+            let next = sound.into_iter().chain(broken).min().unwrap_or(key.first_seq + 1);
+            self.counters[key.lane.index()].corrupt += next - key.first_seq;
+            self.note_void(Void { key, last_seq: next - 1, reason: VoidReason::Corrupt });
+            self.pending_deletes.push(SeqRange { key, last_seq: next - 1 });
+            self.tidy_since_us.get_or_insert(now_us);
+        }
+    }
+
+    /// Removes from disk what is there of a block that is gone.
+    pub(super) fn forget(&mut self, now_us: u64, block: &Block) {
+        if block.disk == Disk::Absent && !block.fragmented {
+            return;
+        }
+        self.tidy_since_us.get_or_insert(now_us);
+        let range = SeqRange { key: block.header.key, last_seq: block.header.last_seq };
+        match self.pending_deletes.last_mut() {
+            // Acks come in order, so ranges mostly grow at their end.
+            Some(tail)
+                if tail.key.lane == range.key.lane
+                    && tail.key.epoch == range.key.epoch
+                    && tail.last_seq + 1 == range.key.first_seq =>
+            {
+                tail.last_seq = range.last_seq;
+            }
+            _ => self.pending_deletes.push(range),
+        }
+    }
+
+    /// Enforces TTLs and caps; call at [`Lanes::deadline_us`].
+    pub fn tick(&mut self, now_us: u64) {
+        if now_us < self.checked_us + CHECK_US {
+            return;
+        }
+        self.checked_us = now_us;
+        for class in Class::ALL {
+            let policy = self.lanes[class.index()].policy;
+            if let Some(ttl_us) = policy.ttl_us {
+                let oldest_us = now_us.saturating_sub(ttl_us);
+                if self.lanes[class.index()].staging.born_us().is_some_and(|born| born < oldest_us) {
+                    self.seal(now_us, class);
+                }
+                while let Some((&position, _)) =
+                    self.lanes[class.index()].blocks.first_key_value().filter(|(_, b)| b.header.born_us < oldest_us)
+                {
+                    self.give_up(now_us, class, position, VoidReason::Expired);
+                }
+            }
+            self.enforce_cap(now_us, class);
+        }
+    }
+
+    pub(super) fn enforce_cap(&mut self, now_us: u64, class: Class) {
+        while self.lanes[class.index()].bytes > self.lanes[class.index()].policy.cap_bytes {
+            let Some((&position, _)) = self.lanes[class.index()].blocks.first_key_value() else { return };
+            self.give_up(now_us, class, position, VoidReason::Evicted);
+        }
+    }
+
+    /// Gives a block up: it becomes a void.
+    pub(super) fn give_up(&mut self, now_us: u64, class: Class, position: Position, reason: VoidReason) {
+        let current = self.current();
+        let lane = &mut self.lanes[class.index()];
+        let Some(block) = lane.remove(position) else { return };
+        let (key, last_seq) = (block.header.key, block.header.last_seq);
+        if position.0 == current && !lane.safe.covers(key.first_seq..=last_seq) {
+            // Somebody may wait for its PUBACK, which goes out when the void is on record.
+            self.pacer.due_by(now_us + TIDY_UNSAFE_US);
+        }
+        let counters = &mut self.counters[class.index()];
+        let count = u64::from(block.header.count);
+        match reason {
+            VoidReason::Evicted => counters.evicted += count,
+            VoidReason::Expired => counters.expired += count,
+            VoidReason::Corrupt => counters.corrupt += count,
+        }
+        self.note_void(Void { key, last_seq, reason });
+        self.tidy_since_us.get_or_insert(now_us);
+        self.forget(now_us, &block);
+    }
+
+    /// Remembers a void; one that continues another becomes part of it, so that a long outage makes few.
+    pub(super) fn note_void(&mut self, mut void: Void) {
+        let before = self.voids.range(..void.key).next_back().map(|(_, before)| *before);
+        let continues = |before: &Void| {
+            (before.key.lane, before.key.epoch, before.reason, before.last_seq + 1)
+                == (void.key.lane, void.key.epoch, void.reason, void.key.first_seq)
+        };
+        if let Some(before) = before.filter(continues) {
+            void.key = before.key;
+        }
+        self.voids.insert(void.key, void);
+        self.voids_to_write.retain(|other| other.key != void.key);
+        self.voids_to_write.push(void);
+        self.voids_to_send.insert(void.key);
+    }
+
+    /// Voids to tell the cloud now; each once a session.
+    pub fn take_voids_to_send(&mut self) -> Vec<Void> {
+        let keys = std::mem::take(&mut self.voids_to_send);
+        keys.iter().filter_map(|key| self.voids.get(key).copied()).collect()
+    }
+
+    /// Voids the cloud has not acknowledged.
+    pub fn void_count(&self) -> usize {
+        self.voids.len()
+    }
+}
