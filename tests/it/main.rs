@@ -12,6 +12,7 @@ mod restarts;
 mod start;
 mod thinning;
 mod verdicts;
+mod waiting;
 
 use std::path::{Path, PathBuf};
 
