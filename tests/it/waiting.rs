@@ -11,7 +11,8 @@ use weir_tests::support::wait_for;
 
 use crate::binaries;
 
-const LIMIT: Duration = Duration::from_secs(60);
+/// More than the shortest TTL that a lane may have.
+const LIMIT: Duration = Duration::from_secs(100);
 const STREAM: &str = "[[stream]]\nname = \"plain\"\ntopics = [\"plain\"]\nclass = \"bulk\"\n";
 /// A queue of a third of a second.
 const NARROW: &str = "[up]\nrate = '400kbit/s'\ndelay = '20ms'\nqueue = '16KiB'\n";
@@ -40,7 +41,7 @@ fn sensor(site: &Site, count: u32) -> Sensor {
 #[test]
 fn what_outlives_its_ttl_is_given_up_with_that_reason_and_nothing_is_missing() {
     let mut plan = Plan::new("disk", STREAM);
-    plan.tables = plan.tables.replace("durability = \"disk\"", "durability = \"disk\"\nttl = \"2s\"");
+    plan.tables = plan.tables.replace("durability = \"disk\"", "durability = \"disk\"\nttl = \"1m\"");
     let mut site = Site::started(binaries(), plan);
     site.kill_cloud();
     let report = sensor(&site, 200).start().wait(LIMIT);
