@@ -5,6 +5,7 @@
 
 pub mod block;
 pub mod gateway;
+pub mod graph;
 pub mod health;
 pub mod ids;
 pub mod ingest;
