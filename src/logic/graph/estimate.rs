@@ -103,8 +103,7 @@ pub enum EdgeState {
 
 impl EdgeState {
     /// All of them, in the order of their number on the wire, which starts at 1.
-    pub const ALL: [EdgeState; 5] =
-        [EdgeState::Green, EdgeState::Yellow, EdgeState::Red, EdgeState::Blocked, EdgeState::Cold];
+    pub const ALL: [EdgeState; 5] = [EdgeState::Green, EdgeState::Yellow, EdgeState::Red, EdgeState::Blocked, EdgeState::Cold];
 
     /// The word used in answers.
     pub const fn name(self) -> &'static str {

@@ -282,11 +282,7 @@ pub(super) fn check_node(owner: &Owner, kind: NodeKind, name: &str) -> Result<()
 }
 
 fn check_name(name: &str) -> Result<(), NameError> {
-    if (1..=NODE_NAME_LEN_MAX).contains(&name.len()) && is_printable(name) {
-        Ok(())
-    } else {
-        Err(NameError::Name(shown(name)))
-    }
+    if (1..=NODE_NAME_LEN_MAX).contains(&name.len()) && is_printable(name) { Ok(()) } else { Err(NameError::Name(shown(name))) }
 }
 
 fn is_printable(name: &str) -> bool {

@@ -43,7 +43,8 @@ pub struct StreamShape {
 pub struct UplinkShape {
     /// Its name.
     pub name: String,
-    /// The router behind it, if others use it too; a name for all who do.
+    /// The router behind it, if others use it too; a name for all who do. One that leads to several carriers makes them
+    /// exchangeable: where each uplink has a line of its own behind it, name the lines.
     pub router: Option<String>,
     /// Who carries it, if known; the same name at all sites.
     pub carrier: Option<String>,

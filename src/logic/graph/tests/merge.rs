@@ -280,7 +280,7 @@ proptest! {
 
 #[test]
 fn limits_refuse_and_are_counted() {
-    let digest = DigestLimits { len_max: 600, nodes_max: 14, edges_max: 12 };
+    let digest = DigestLimits { len_max: 600, nodes_max: 16, edges_max: 12 };
     let limits = FederationLimits { digest, owners_max: 1, memory_bytes_max: 4_000, expire_us: SECOND_US };
     let mut federation = Federation::new(limits);
     let full = |name: &str, uplinks, streams| {

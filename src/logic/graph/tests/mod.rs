@@ -1,8 +1,11 @@
 //! Tests of several files together.
 
+mod ask;
+mod cause;
 mod merge;
 mod publish;
 mod site;
+mod talkers;
 
 use super::*;
 use crate::health::{BreakerState, UplinkEstimate, UplinkState};
@@ -18,7 +21,7 @@ pub(super) fn shape(gateway: &str, uplinks: usize, streams: usize) -> SiteShape 
     };
     let of_uplink = |at: usize| UplinkShape {
         name: format!("wwan{at}"),
-        router: Some(format!("{gateway}-router")),
+        router: Some(format!("{gateway}-line-{at}")),
         carrier: Some(format!("carrier-{at}")),
         ingest: format!("ingest-{}", at % 2),
         money_per_mb: Some(0.01 * at as f64),

@@ -11,12 +11,12 @@ fn a_round_trip_counts_once_on_the_way_and_acknowledgements_apart() {
         .filter(|(edge, ..)| !site.graph().estimate(*edge, 0).is_empty())
         .map(|(_, from, to)| format!("{} {}", key(from), key(to)))
         .collect();
-    assert_eq!(known, ["uplink/box-1/wwan0 router/box-1-router", "ingest/ingest-0 gateway/box-1"]);
+    assert_eq!(known, ["uplink/box-1/wwan0 router/box-1-line-0", "ingest/ingest-0 gateway/box-1"]);
     let estimate = site.estimate(9 * SECOND_US, 0).expect("an uplink");
     assert_eq!((estimate.age_us, estimate.trust), (4 * SECOND_US, 1.0));
     assert_eq!(estimate.get(Quantity::RttUs), Some(40_000.0));
     let shared: Vec<String> = site.shared(1).iter().map(NodeKey::to_string).collect();
-    assert_eq!(shared, ["router/box-1-router", "carrier/carrier-1", "ingest/ingest-1"]);
+    assert_eq!(shared, ["router/box-1-line-1", "carrier/carrier-1", "ingest/ingest-1"]);
 }
 
 #[test]
