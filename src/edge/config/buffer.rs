@@ -62,7 +62,7 @@ pub struct Lane {
     pub durability: Durability,
     /// Most bytes of its blocks, compressed; beyond it the oldest are evicted.
     pub cap: Bytes,
-    /// Longest time a record is held; no time is no limit.
+    /// Age from which a record is given up, with what came within a sixteenth of it; no time is no limit.
     pub ttl: Duration,
     /// Its part of an uplink that all lanes want, relative to the others' parts.
     pub share: u32,

@@ -57,10 +57,18 @@ pub struct LanePolicy {
     pub durability: Durability,
     /// Most bytes of sealed blocks; beyond it the oldest are evicted.
     pub cap_bytes: u64,
-    /// Oldest age in microseconds of service time; `None` for no limit.
+    /// Age in microseconds of service time from which a record may be given up; a sixteenth later it is. `None` for no limit.
     pub ttl_us: Option<u64>,
     /// Its part of an uplink that all lanes want, relative to the other lanes' parts.
     pub share: u32,
+}
+
+impl LanePolicy {
+    /// Longest time from the first record of a block to its last: a block is given up as a whole, when its last record has
+    /// outlived the TTL. A sixteenth of the TTL makes no more than 17 blocks of records that trickle in.
+    fn span_us_max(&self) -> u64 {
+        self.ttl_us.map_or(u64::MAX, |ttl_us| ttl_us / 16)
+    }
 }
 
 /// Limits over all lanes.
@@ -279,7 +287,9 @@ impl Lanes {
 
     /// Appends a record of a stream to the lane of its class and returns its sequence number.
     pub fn push(&mut self, now_us: u64, class: Class, stream: u16, record: &NewRecord<'_>) -> u64 {
-        if self.lanes[class.index()].staging.is_full_for(record.payload.len(), self.limits.block_target_bytes) {
+        let Lane { staging, policy, .. } = &self.lanes[class.index()];
+        let spans_us = staging.born_us().map_or(0, |born_us| record.at_us.saturating_sub(born_us));
+        if staging.is_full_for(record.payload.len(), self.limits.block_target_bytes) || spans_us > policy.span_us_max() {
             self.seal(now_us, class);
         }
         let lane = &mut self.lanes[class.index()];

@@ -167,11 +167,13 @@ proptest! {
         let (mut pushed, mut sent, mut loads) = ([0u64; 4], Vec::<Bytes>::new(), Vec::new());
         let mut acked: PerClass<RangeSet> = Default::default();
         let mut running: Option<CommitRequest> = None;
+        let mut came_us: PerClass<Vec<u64>> = Default::default();
         for op in ops {
             match op {
                 Op::Push(class, len) => {
                     prop_assert_eq!(push(&mut lanes, now_us, Class::ALL[class], len), pushed[class]);
                     pushed[class] += 1;
+                    came_us[class].push(now_us);
                 }
                 Op::Wait(us) => now_us += us,
                 Op::Send => {
@@ -214,6 +216,10 @@ proptest! {
             lanes.tick(now_us);
             check(&lanes);
             prop_assert!(lanes.deadline_us() <= now_us + SECOND);
+            for void in lanes.voids.values().filter(|void| void.reason == VoidReason::Expired) {
+                let youngest_us = came_us[void.key.lane.index()][void.last_seq as usize];
+                prop_assert!(youngest_us + ttl.unwrap_or(u64::MAX) <= now_us, "{:?} expired after {} us", void, now_us - youngest_us);
+            }
             for class in Class::ALL {
                 let (at, lane) = (class.index(), &lanes.lanes[class.index()]);
                 let mut places = acked[at].clone();
@@ -358,13 +364,32 @@ fn age_is_counted_over_restarts() {
     assert_eq!(held.iter().map(|held| held.header.born_us).collect::<Vec<_>>(), [5 * SECOND, 9 * SECOND]);
     let policies = [LanePolicy { ttl_us: Some(20 * SECOND), ..policy(Durability::Disk) }; 4];
     let mut after = Lanes::new(20 * SECOND, Epoch(10), policies, LIMITS, Found { held: &held, ..Found::default() }, thinner());
-    for (now_s, expired) in [(21, 0), (25, 0), (26, 1), (29, 1), (30, 2)] {
+    // 20 s and a sixteenth of them.
+    for (now_s, expired) in [(25, 0), (26, 0), (27, 1), (30, 1), (31, 2)] {
         after.tick(now_s * SECOND);
         assert_eq!(after.counters(Class::High).expired, expired, "after {now_s} s");
     }
     let voids = after.take_voids_to_send();
     assert_eq!(voids.len(), 1, "neighbours are one void: {voids:?}");
     assert_eq!((voids[0].key.epoch, voids[0].key.first_seq, voids[0].last_seq), (Epoch(9), 0, 1));
+}
+
+#[test]
+fn in_an_outage_records_expire_at_their_ttl_and_not_with_the_oldest_beside_them() {
+    // One a second, far from filling a block.
+    let ttl_us = 60 * SECOND;
+    let mut lanes = lanes([LanePolicy { ttl_us: Some(ttl_us), ..policy(Durability::Disk) }; 4]);
+    let (mut disk, mut most) = (BTreeMap::new(), 0);
+    for second in 1..400 {
+        push(&mut lanes, second * SECOND, Class::Normal, 10);
+        commits(&mut lanes, second * SECOND, (second + 1) * SECOND - 1, &mut disk);
+        let expired = lanes.counters(Class::Normal).expired;
+        assert!(expired <= second.saturating_sub(60), "{expired} of {second} records expired");
+        assert!(expired + 1 >= second.saturating_sub(60 + 8), "only {expired} of {second} records expired");
+        most = most.max(lanes.status(Class::Normal).blocks);
+    }
+    assert!((10..=18).contains(&most), "{most} blocks hold a minute's records");
+    check(&lanes);
 }
 
 #[test]

@@ -60,7 +60,8 @@ impl Lanes {
         for class in Class::ALL {
             let policy = self.lanes[class.index()].policy;
             if let Some(ttl_us) = policy.ttl_us {
-                let oldest_us = now_us.saturating_sub(ttl_us);
+                // A block says when its first record came; by then the last has outlived the TTL too.
+                let oldest_us = now_us.saturating_sub(ttl_us + policy.span_us_max());
                 if self.lanes[class.index()].staging.born_us().is_some_and(|born| born < oldest_us) {
                     self.seal(now_us, class);
                 }
