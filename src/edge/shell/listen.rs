@@ -136,7 +136,7 @@ async fn client<S>(
         tokio::select! {
             biased;
             command = commands_rx.recv() => match command {
-                Some(ClientCommand::Write(bytes)) => match timeout(WRITE_LIMIT, writer.write_all(&bytes)).await {
+                Some(ClientCommand::Write(bytes)) => match timeout(WRITE_LIMIT, write(&mut writer, &bytes)).await {
                     Ok(Ok(())) => {}
                     Ok(Err(_)) => break,
                     Err(_) => {
@@ -162,6 +162,12 @@ async fn client<S>(
         }
     }
     let _ = messages_tx.send(Message::ClientLost { conn }).await;
+}
+
+/// Writes and flushes: TLS keeps what the socket does not take at once, and nobody else would see to it.
+async fn write(writer: &mut (impl AsyncWrite + Unpin), bytes: &[u8]) -> io::Result<()> {
+    writer.write_all(bytes).await?;
+    writer.flush().await
 }
 
 /// Reads once; empty at the end of the stream. Cancel safe: the buffer stays where it is until something was read.
@@ -205,5 +211,33 @@ impl ConnIds {
     pub(crate) fn next(&mut self) -> ConnId {
         self.0 += 1;
         ConnId(self.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{BufStream, duplex};
+
+    use super::*;
+
+    /// A stream that keeps what is written until it is flushed, as TLS does with what its socket would not take.
+    #[test]
+    fn what_is_written_to_a_client_leaves_though_its_stream_would_keep_it() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().expect("a runtime can be made");
+        runtime.block_on(async {
+            let (ours, mut theirs) = duplex(64);
+            let (messages_tx, mut messages_rx) = mpsc::channel(4);
+            let counters = Arc::new(ListenCounters::default());
+            tokio::spawn(async move { client(BufStream::new(ours), 0, None, messages_tx, &counters).await });
+            let Some(Message::ClientOpened { commands_tx, opened_tx, .. }) = messages_rx.recv().await else {
+                panic!("a client announces itself")
+            };
+            opened_tx.send(ConnId(1)).expect("it waits for its number");
+            commands_tx.send(ClientCommand::Write(vec![0x40, 2, 0, 7])).expect("it waits for commands");
+            let mut puback = [0; 4];
+            let read = timeout(Duration::from_secs(10), theirs.read_exact(&mut puback)).await;
+            assert_eq!(read.expect("it comes").expect("the stream is open"), 4);
+            assert_eq!(puback, [0x40, 2, 0, 7]);
+        });
     }
 }
