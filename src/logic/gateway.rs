@@ -192,7 +192,7 @@ impl Gateway {
             self.outputs.push_back(match output {
                 Out::Write { conn, bytes } => Output::ClientWrite { conn, bytes },
                 Out::Read { conn } => Output::ClientRead { conn },
-                Out::Close { conn, close } => Output::ClientClose { conn, close },
+                Out::Close { conn, client_id, close } => Output::ClientClose { conn, client_id, close },
                 Out::Authenticate { conn, username, password } => Output::Authenticate { conn, username, password },
             });
         }

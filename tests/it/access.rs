@@ -105,6 +105,50 @@ fn a_client_id_is_taken_over_by_its_own_user_alone() {
 }
 
 #[test]
+fn who_is_refused_is_in_the_log_with_the_reason_and_what_to_do() {
+    let mut site = guarded("");
+    site.start_cloud();
+    site.start_edge();
+    assert_eq!(refusal(&site, &Login::user("sensor-a", Version::V5, "pump", "wrong")), 0x86);
+    assert_eq!(refusal(&site, &Login::anonymous("sensor-b", Version::V311)), 5);
+    // Whatever it calls itself, it writes no lines of ours.
+    assert_eq!(refusal(&site, &Login::anonymous("x\nERROR forged", Version::V5)), 0x87);
+    let mut large = Client::connect(site.mqtt(), &pump("sensor-c", Version::V5)).expect("the password is right");
+    let _ = large.publish("site/0/value", &[0; 300 * 1024], 1, 1, false);
+    let line = |parts: &[&str]| {
+        wait_for(&format!("the log to say {parts:?}"), ANSWER, || {
+            let log = site.edge_log();
+            log.lines().any(|line| line.contains("WARN") && parts.iter().all(|part| line.contains(part))).then_some(())
+        });
+    };
+    line(&["client refused", "127.0.0.1:", "sensor-a", "wrong user name or password", "`weir passwd`"]);
+    line(&["client refused", "127.0.0.1:", "sensor-b", "allow_anonymous"]);
+    line(&["client refused", "x\\nERROR forged"]);
+    line(&["client refused", "127.0.0.1:", "sensor-c", "exceeds the limit of 262144", "mqtt.packet_bytes_max"]);
+    assert!(!site.edge_log().lines().any(|line| line.starts_with("ERROR forged")));
+}
+
+#[test]
+fn one_client_too_many_is_told_so_and_comes_in_when_another_has_gone() {
+    let mut plan = Plan::new("through", MIXED_STREAMS);
+    plan.tables += "[mqtt]\nclients_max = 2\n";
+    let site = Site::started(binaries(), plan);
+    let login = |id: &str, version| Login::anonymous(id, version);
+    let first = Client::connect(site.mqtt(), &login("first", Version::V5)).expect("there is room");
+    let _second = Client::connect(site.mqtt(), &login("second", Version::V5)).expect("there is room");
+    assert_eq!(refusal(&site, &login("third", Version::V5)), 0x97, "quota exceeded");
+    assert_eq!(refusal(&site, &login("third", Version::V311)), 3, "server unavailable");
+    // Who is back before its old connection is known to be dead takes its own place, not another's.
+    let mut again = Client::connect(site.mqtt(), &login("second", Version::V5)).expect("it has a place already");
+    assert_eq!(publish(&mut again, "site/0/value", "0:x"), Packet::PubAck { id: 7, reason: 0 });
+    wait_for("the log to say so", ANSWER, || site.edge_log().contains("mqtt.clients_max").then_some(()));
+    let refused = || site.edge_status()?["ingest"]["connections_refused"].as_u64();
+    wait_for("both to be counted", ANSWER, || (refused()? == 2).then_some(()));
+    drop(first);
+    wait_for("room for the third", ANSWER, || Client::connect(site.mqtt(), &login("third", Version::V5)).ok());
+}
+
+#[test]
 fn mosquitto_pub_delivers_by_hand() {
     if Command::new("mosquitto_pub").arg("--help").output().is_err() {
         skip("mosquitto_pub is not installed");

@@ -1,6 +1,7 @@
 //! The loop that feeds the gateway and carries out what it wants.
 
 use std::collections::{HashMap, VecDeque};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,12 +13,13 @@ use weir_infer::{Outcome, RefusedReason, Request, Worker};
 use weir_logic::gateway::{Event, Gateway, Input, Output};
 use weir_logic::health::PathStats;
 use weir_logic::ingest::{ConnId, Moment, Verdict};
-use weir_logic::mqtt::AuthRefusal;
+use weir_logic::mqtt::{AuthRefusal, Close};
 use weir_logic::uplink::DownReason;
 
 use super::Message;
 use super::auth::Credentials;
 use super::listen::{ClientCommand, ClientHandle, ConnIds, ListenCounters, recycle};
+use super::notices::Notices;
 use super::uplink::{UplinkCommand, UplinkEvent};
 use crate::status::{Status, StoreStatus};
 use crate::store::{StoreEvent, StoreInput, StoreTime};
@@ -82,6 +84,7 @@ pub(crate) struct Driver {
     waiting_infer: Vec<VecDeque<Request>>,
     /// Clients sent away because too many waited for their password to be checked.
     auth_refused: u64,
+    refusals: Notices,
     /// By uplink: a failed attempt of the present outage is in the log.
     said_failed: Vec<bool>,
 }
@@ -116,6 +119,7 @@ impl Driver {
             waiting_store: VecDeque::new(),
             published_us: 0,
             auth_refused: 0,
+            refusals: Notices::default(),
             asked_us: None,
         }
     }
@@ -179,10 +183,10 @@ impl Driver {
     fn message(&mut self, now: Moment, message: Message) {
         let gateway = &mut self.parts.gateway;
         match message {
-            Message::ClientOpened { listener, certificate, commands_tx, opened_tx } => {
+            Message::ClientOpened { listener, peer, certificate, commands_tx, opened_tx } => {
                 let conn = self.conns.next();
                 if opened_tx.send(conn).is_ok() {
-                    self.clients.insert(conn, ClientHandle { listener, certificate, commands_tx, buffer: None });
+                    self.clients.insert(conn, ClientHandle { listener, peer, certificate, commands_tx, buffer: None });
                     gateway.handle(now, Input::ClientOpened { conn });
                 }
             }
@@ -193,6 +197,7 @@ impl Driver {
                 }
             }
             Message::ClientLost { conn } => gateway.handle(now, Input::ClientLost { conn }),
+            Message::HandshakeFailed { peer, reason } => self.refused(now.service_us, peer, "", &reason),
             Message::Authenticated { conn, result } => gateway.handle(now, Input::Authenticated { conn, result }),
         }
     }
@@ -279,11 +284,7 @@ impl Driver {
                     let buffer = self.clients.get_mut(&conn).and_then(|client| client.buffer.take()).map(recycle);
                     self.tell_client(conn, ClientCommand::Read(buffer));
                 }
-                Output::ClientClose { conn, close } => {
-                    tracing::debug!(conn = conn.0, %close, "client closed");
-                    self.tell_client(conn, ClientCommand::Close);
-                    self.clients.remove(&conn);
-                }
+                Output::ClientClose { conn, client_id, close } => self.close_client(conn, &client_id, close),
                 Output::Authenticate { conn, username, password } => self.authenticate(conn, username, password),
                 Output::Infer(job) => {
                     let model = usize::from(job.model);
@@ -306,6 +307,27 @@ impl Driver {
                 Output::Disconnect { uplink } => self.tell_uplink(uplink, UplinkCommand::Disconnect),
                 Output::Event(event) => self.log(&event),
             }
+        }
+    }
+
+    fn close_client(&mut self, conn: ConnId, client_id: &str, close: Close) {
+        self.tell_client(conn, ClientCommand::Close);
+        let Some(client) = self.clients.remove(&conn) else { return };
+        match close {
+            Close::Refused(_) | Close::Protocol(_) | Close::ConnectTimeout { .. } => {
+                self.refused(self.parts.clock.now_us(), client.peer, client_id, &close.to_string());
+            }
+            Close::ByClient { .. } | Close::Lost | Close::KeepAlive { .. } | Close::ByServer(_) => {
+                tracing::debug!(peer = %client.peer, client_id = %client_id.escape_debug(), reason = %close, "client closed");
+            }
+        }
+    }
+
+    /// Says that a client was turned away, and why. What it called itself is not to be trusted to be harmless.
+    fn refused(&mut self, now_us: u64, peer: SocketAddr, client_id: &str, reason: &str) {
+        if let Some(unsaid) = self.refusals.take(now_us) {
+            let client_id = client_id.escape_debug();
+            tracing::warn!(%peer, %client_id, reason, unsaid, "client refused");
         }
     }
 

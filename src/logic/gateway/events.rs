@@ -124,6 +124,8 @@ pub enum Output {
     ClientClose {
         /// The client.
         conn: ConnId,
+        /// Its client id; empty if it never gave one.
+        client_id: String,
         /// Why.
         close: Close,
     },

@@ -90,6 +90,8 @@ pub enum Output {
     Close {
         /// The client.
         conn: ConnId,
+        /// Its client id; empty if it never gave one.
+        client_id: String,
         /// Why.
         close: Close,
     },
@@ -122,6 +124,8 @@ struct Client {
     wants_read: bool,
     /// It is not read because everything is full.
     held: bool,
+    /// It is one too many: it is heard until its CONNECT, to be told so, or to take the place of its older self.
+    surplus: bool,
 }
 
 /// All MQTT connections and streams.
@@ -131,6 +135,8 @@ pub struct Ingest {
     limits: crate::mqtt::ConnLimits,
     connections_max: usize,
     clients: BTreeMap<ConnId, Client>,
+    /// How many of these are one too many.
+    surplus_count: usize,
     /// Who holds a client id: the connection that was let in with it last.
     client_ids: BTreeMap<String, (UserIndex, ConnId)>,
     router: TopicRouter,
@@ -144,6 +150,8 @@ pub struct Ingest {
     stopping: bool,
 }
 
+/// Connections beyond the limit that are heard until their CONNECT; further ones are closed without a word.
+const SURPLUS_COUNT_MAX: usize = 32;
 /// How often connections are looked at for timeouts.
 const TICK_US: u64 = 100_000;
 /// Messages kept for inspection, and bytes of each.
@@ -166,6 +174,7 @@ impl Ingest {
             limits: policy.connections,
             connections_max: policy.connections_max,
             clients: BTreeMap::new(),
+            surplus_count: 0,
             client_ids: BTreeMap::new(),
             router: TopicRouter::new(streams, permissions, policy.router, seed),
             streams: Streams::new(&policy.streams, seed),
@@ -189,17 +198,25 @@ impl Ingest {
         std::mem::take(&mut self.streams.jobs)
     }
 
-    /// A socket was accepted; it is read at once, unless there are too many.
+    /// A socket was accepted; it is read at once, unless there are far too many.
     pub fn opened(&mut self, now_us: u64, conn: ConnId) {
-        if self.clients.len() >= self.connections_max {
+        let surplus = self.is_crowded();
+        if surplus && self.surplus_count >= SURPLUS_COUNT_MAX {
             self.totals.connections_refused += 1;
-            self.outputs.push_back(Output::Close { conn, close: Close::Refused(AuthRefusal::TooManyClients) });
+            let close = Close::Refused(AuthRefusal::TooManyClients);
+            self.outputs.push_back(Output::Close { conn, client_id: String::new(), close });
             return;
         }
-        self.totals.connections += 1;
+        self.surplus_count += usize::from(surplus);
+        self.totals.connections += u64::from(!surplus);
         let connection = Connection::new(self.limits, self.epoch, conn.0, now_us);
-        self.clients.insert(conn, Client { conn: connection, acks: AckQueue::new(), wants_read: false, held: false });
+        self.clients.insert(conn, Client { conn: connection, acks: AckQueue::new(), wants_read: false, held: false, surplus });
         self.outputs.push_back(Output::Read { conn });
+    }
+
+    /// True if there are as many connections as there may be.
+    fn is_crowded(&self) -> bool {
+        self.clients.len() - self.surplus_count >= self.connections_max
     }
 
     /// The socket ended.
@@ -212,13 +229,18 @@ impl Ingest {
 
     /// A read of the socket brought bytes, at most 64 KiB.
     pub fn read(&mut self, now: Moment, plan: &Plan, lanes: &mut Lanes, conn: ConnId, bytes: &[u8]) {
+        let is_crowded = self.is_crowded();
         let Some(client) = self.clients.get_mut(&conn) else { return };
         let user = client.conn.user();
-        let Client { conn: connection, acks, .. } = client;
+        let Client { conn: connection, acks, surplus, .. } = client;
+        let (has_no_place, mut too_many) = (*surplus && is_crowded, false);
+        let client_ids = &self.client_ids;
         let (router, streams, totals, inspected, outputs) =
             (&mut self.router, &mut self.streams, &mut self.totals, &mut self.inspected, &mut self.outputs);
         let next = connection.read(now.service_us, bytes, |event| {
             match event {
+                // Only who takes over an older connection of its own needs no place; nobody else costs us a password check.
+                Event::Connect(request) if has_no_place && !client_ids.contains_key(request.client_id) => too_many = true,
                 Event::Connect(request) => outputs.push_back(Output::Authenticate {
                     conn,
                     username: request.username.map(str::to_owned),
@@ -239,6 +261,9 @@ impl Ingest {
         });
         acks.release(&lanes.safe(), connection);
         self.after(now, plan, lanes, conn, next);
+        if too_many {
+            self.authenticated(now, plan, lanes, conn, Err(AuthRefusal::TooManyClients));
+        }
     }
 
     /// Carries out what a connection wants after a read, a tick or a pause.
@@ -283,6 +308,7 @@ impl Ingest {
     ) {
         let Some(client) = self.clients.get(&conn) else { return };
         let client_id = client.conn.client_id().to_owned();
+        let has_no_place = client.surplus && self.is_crowded();
         let result = result.and_then(|user| match self.client_ids.get(&client_id) {
             Some(&(holder, old)) if self.clients.contains_key(&old) && old != conn => {
                 if holder == user {
@@ -291,8 +317,10 @@ impl Ingest {
                     Err(AuthRefusal::ClientIdTaken)
                 }
             }
+            _ if has_no_place => Err(AuthRefusal::TooManyClients),
             _ => Ok((user, None)),
         });
+        self.totals.connections_refused += u64::from(matches!(result, Err(AuthRefusal::TooManyClients)));
         if let Ok((user, old)) = result {
             if let Some(old) = old {
                 self.totals.taken_over += 1;
@@ -302,6 +330,11 @@ impl Ingest {
                 self.drop_client(now, plan, lanes, old);
             }
             self.client_ids.insert(client_id, (user, conn));
+            if let Some(client) = self.clients.get_mut(&conn).filter(|client| client.surplus) {
+                client.surplus = false;
+                self.surplus_count -= 1;
+                self.totals.connections += 1;
+            }
         }
         if let Some(client) = self.clients.get_mut(&conn) {
             client.conn.authenticated(now.service_us, result.map(|(user, _)| user));
@@ -396,18 +429,19 @@ impl Ingest {
 
     fn drop_client(&mut self, now: Moment, plan: &Plan, lanes: &mut Lanes, conn: ConnId) {
         let Some(mut client) = self.clients.remove(&conn) else { return };
+        self.surplus_count -= usize::from(client.surplus);
         if let (Some(will), Some(user)) = (client.conn.take_will(), client.conn.user()) {
             let (router, streams) = (&mut self.router, &mut self.streams);
             take_in(now, plan, lanes, router, streams, (&mut self.totals, &mut self.inspected), user, &will.publish(), None);
         }
         self.counters.add(&client.conn.take_counters());
-        let client_id = client.conn.client_id();
-        if self.client_ids.get(client_id).is_some_and(|&(_, holder)| holder == conn) {
-            self.client_ids.remove(client_id);
+        let client_id = client.conn.client_id().to_owned();
+        if self.client_ids.get(&client_id).is_some_and(|&(_, holder)| holder == conn) {
+            self.client_ids.remove(&client_id);
         }
         flush(&mut self.outputs, conn, &mut client);
         let close = client.conn.closed().unwrap_or(Close::Lost);
-        self.outputs.push_back(Output::Close { conn, close });
+        self.outputs.push_back(Output::Close { conn, client_id, close });
     }
 
     /// MQTT counts since start.
@@ -446,9 +480,9 @@ impl Ingest {
         self.full
     }
 
-    /// Connections now.
+    /// Connections now, without those that are about to be refused.
     pub fn connections_len(&self) -> usize {
-        self.clients.len()
+        self.clients.len() - self.surplus_count
     }
 
     /// The last messages that nothing could be made of, oldest first.

@@ -1,0 +1,46 @@
+//! What is said of things that may happen a thousand times a minute: the first of them, and how many were not said.
+
+/// Notices of one kind that are written in a minute.
+const COUNT_A_MINUTE: u32 = 10;
+const MINUTE_US: u64 = 60_000_000;
+
+/// Notices of one kind.
+#[derive(Debug, Default)]
+pub(crate) struct Notices {
+    /// When the first of this minute was written.
+    since_us: u64,
+    said: u32,
+    unsaid: u64,
+}
+
+impl Notices {
+    /// Whether one more is to be written now; if so, how many were not since the last that was.
+    pub(crate) fn take(&mut self, now_us: u64) -> Option<u64> {
+        if self.said == 0 || now_us >= self.since_us + MINUTE_US {
+            (self.since_us, self.said) = (now_us, 0);
+        }
+        if self.said == COUNT_A_MINUTE {
+            self.unsaid += 1;
+            return None;
+        }
+        self.said += 1;
+        Some(std::mem::take(&mut self.unsaid))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_flood_is_said_ten_times_a_minute_and_the_rest_is_counted() {
+        let mut notices = Notices::default();
+        let mut said = Vec::new();
+        for at in 0..240 {
+            said.extend(notices.take(at * 500_000).map(|unsaid| (at / 120, unsaid)));
+        }
+        assert_eq!((said.len(), said[0], said[9]), (20, (0, 0), (0, 0)));
+        assert_eq!((said[10], said[11]), ((1, 110), (1, 0)));
+        assert_eq!(notices.take(600_000_000), Some(110), "however long ago");
+    }
+}
