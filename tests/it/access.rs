@@ -89,6 +89,44 @@ fn over_tls_a_password_opens_the_topics_of_its_user_and_no_others() {
 }
 
 #[test]
+fn over_tls_a_known_certificate_is_a_user_and_an_unknown_one_is_nobody() {
+    let mut plan = Plan::new("through", MIXED_STREAMS);
+    plan.listen =
+        "tls = { cert = \"pki/mqtt.pem\", key = \"pki/mqtt.key\", client_ca = \"pki/ca.pem\" }".to_owned();
+    plan.tables += "[[user]]\nname = \"press\"\ncertificate_cn = \"press-17\"\npublish = [\"site/0/#\"]\n";
+    let mut site = Site::new(binaries(), plan);
+    let pki_dir = site.dir().join("pki");
+    let listener = Request { ip: vec![site.mqtt().ip()], ..Request::gateway("mqtt") };
+    pki::issue(&pki_dir, &listener, false).expect("a listener can be certified");
+    let authority = pki::Authority::load(&pki_dir).expect("it was just made");
+    let ca = authority.cert_pem().to_owned();
+    let shown = |authority: &pki::Authority, name: &str, version| {
+        let issued = authority.issue(&Request::gateway(name)).expect("a sensor can be certified");
+        let certificate = Some((issued.cert_pem, issued.key_pem));
+        Login { tls_ca: Some(ca.clone()), certificate, ..Login::anonymous(name, version) }
+    };
+    site.start_cloud();
+    site.start_edge();
+    for (version, not_authorised) in [(Version::V311, 5), (Version::V5, 0x87)] {
+        let known = shown(&authority, "press-17", version);
+        let mut client = Client::connect(site.mqtt(), &known).expect("its certificate is that of a user");
+        let allowed = publish(&mut client, "site/0/value", &format!("shown {version:?}"));
+        assert_eq!(allowed, Packet::PubAck { id: 7, reason: 0 });
+        let reason = if version == Version::V5 { 0x87 } else { 0 };
+        assert_eq!(publish(&mut client, "site/1/value", "no"), Packet::PubAck { id: 7, reason }, "as its user may");
+        assert_eq!(refusal(&site, &shown(&authority, "press-18", version)), not_authorised, "no user has this name");
+        let nothing = Login { certificate: None, ..shown(&authority, "press-17", version) };
+        assert_eq!(refusal(&site, &nothing), not_authorised, "a name alone is no certificate");
+        // The right name from an authority of one's own.
+        let stranger = pki::Authority::new().expect("an authority can be made");
+        let forged = Client::connect(site.mqtt(), &shown(&stranger, "press-17", version));
+        assert!(matches!(forged, Err(ConnectError::Io(_))), "the handshake fails");
+    }
+    wait_for("the log to say so", ANSWER, || site.edge_log().contains("TLS handshake failed").then_some(()));
+    await_payloads(&site, &["shown V311", "shown V5"]);
+}
+
+#[test]
 fn a_client_id_is_taken_over_by_its_own_user_alone() {
     let mut site = guarded("");
     site.start_cloud();
