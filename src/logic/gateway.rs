@@ -19,6 +19,7 @@ use crate::uplink::{Session, SessionOutput};
 pub use events::{Event, Input, Output};
 
 use control::{Control, close_reason};
+use losses::Losses;
 
 /// What the gateway starts with.
 #[derive(Debug)]
@@ -47,6 +48,7 @@ pub struct Gateway {
     outputs: VecDeque<Output>,
     safe: PerClass<u64>,
     commit_failing: bool,
+    losses: Losses,
     stopping: bool,
     /// Until when a stop waits for windows that are being scored.
     scored_by_us: u64,
@@ -89,6 +91,7 @@ impl Gateway {
             software: start.software.to_owned(),
             outputs: VecDeque::new(),
             commit_failing: false,
+            losses: Losses::default(),
             stopping: false,
             scored_by_us: u64::MAX,
             said_farewell: false,
@@ -111,8 +114,8 @@ impl Gateway {
             Input::ClientRead { conn, bytes } => ingest.read(now, plan, lanes, conn, bytes),
             Input::ClientLost { conn } => ingest.lost(now, plan, lanes, conn),
             Input::Authenticated { conn, result } => ingest.authenticated(now, plan, lanes, conn, result),
-            Input::Inferred { job, verdict } => {
-                ingest.inferred(now, plan, lanes, job, verdict.as_ref());
+            Input::Inferred(scored) => {
+                ingest.inferred(now, plan, lanes, &scored);
                 if self.stopping && !self.said_farewell {
                     self.commit_last(now_us);
                 }
@@ -183,6 +186,7 @@ impl Gateway {
         if self.stopping && !self.said_farewell && !self.lanes.is_committing() && !self.is_scoring() {
             self.farewell(now);
         }
+        self.tell_losses(now_us, self.said_farewell);
         self.drain_ingest();
     }
 
@@ -373,5 +377,6 @@ impl Gateway {
 
 mod control;
 mod events;
+mod losses;
 #[cfg(test)]
 mod tests;

@@ -12,14 +12,15 @@ use weir_host::shutdown::Shutdown;
 use weir_infer::{Outcome, RefusedReason, Request, Worker};
 use weir_logic::gateway::{Event, Gateway, Input, Output};
 use weir_logic::health::PathStats;
-use weir_logic::ingest::{ConnId, Moment, Verdict};
+use weir_logic::ids::VoidReason;
+use weir_logic::ingest::{ConnId, Moment, Scored, Verdict};
 use weir_logic::mqtt::{AuthRefusal, Close};
 use weir_logic::uplink::DownReason;
 
 use super::Message;
 use super::auth::Credentials;
 use super::listen::{ClientCommand, ClientHandle, ConnIds, ListenCounters, recycle};
-use super::notices::Notices;
+use super::notices::{Failures, Notices};
 use super::uplink::{UplinkCommand, UplinkEvent};
 use crate::status::{Status, StoreStatus};
 use crate::store::{StoreEvent, StoreInput, StoreTime};
@@ -85,6 +86,8 @@ pub(crate) struct Driver {
     /// Clients sent away because too many waited for their password to be checked.
     auth_refused: u64,
     refusals: Notices,
+    /// By model.
+    model_failures: Vec<Failures>,
     /// By uplink: a failed attempt of the present outage is in the log.
     said_failed: Vec<bool>,
 }
@@ -111,6 +114,7 @@ impl Driver {
     pub(crate) fn new(parts: DriverParts) -> Self {
         Driver {
             waiting_infer: parts.models.iter().map(|_| VecDeque::new()).collect(),
+            model_failures: parts.models.iter().map(|_| Failures::default()).collect(),
             said_failed: vec![false; parts.uplinks.len()],
             parts,
             conns: ConnIds::default(),
@@ -237,7 +241,8 @@ impl Driver {
                 return;
             }
             let now = moment(&self.parts.clock);
-            self.parts.gateway.handle(now, Input::Inferred { job: refused.request.id, verdict: None });
+            let Request { id: job, window } = refused.request;
+            self.parts.gateway.handle(now, Input::Inferred(Scored { job, window, verdict: None }));
         }
     }
 
@@ -245,19 +250,25 @@ impl Driver {
         self.submit(batch.model);
         let DriverParts { models, gateway, .. } = &mut self.parts;
         let manifest = models[batch.model].manifest();
-        for Outcome { id, result, .. } in batch.outcomes {
+        let streak = &mut self.model_failures[batch.model];
+        for Outcome { id: job, window, result } in batch.outcomes {
             let verdict = match result {
                 Ok(answer) => {
+                    if let Some(windows) = streak.worked(now.service_us) {
+                        tracing::info!(model = manifest.name, windows, "model works again; so many windows have no verdict");
+                    }
                     let label =
                         answer.verdict.label.and_then(|index| manifest.output.labels.get(index)).map_or("", String::as_str);
                     Some(Verdict { label: label.into(), score: answer.verdict.score, confidence: answer.verdict.confidence })
                 }
                 Err(err) => {
-                    tracing::debug!(model = manifest.name, %err, "a window could not be scored");
+                    if streak.failed(now.service_us) {
+                        tracing::warn!(model = manifest.name, %err, "model fails; where only its verdicts are kept, windows are kept raw");
+                    }
                     None
                 }
             };
-            gateway.handle(now, Input::Inferred { job: id, verdict });
+            gateway.handle(now, Input::Inferred(Scored { job, window, verdict }));
         }
     }
 
@@ -387,6 +398,14 @@ impl Driver {
             }
             Event::CommitFailed { error } => tracing::error!(err = %error, "the buffer takes no data; senders are held back"),
             Event::CommitRecovered => tracing::info!("the buffer takes data again"),
+            Event::LossBegan { class, reason, records } => {
+                let (class, reason, remedy) = (class.name(), reason.name(), remedy(*reason));
+                tracing::error!(class, reason, records, remedy, "records are being lost");
+            }
+            Event::LossEnded { class, reason, records, lasted_us } => {
+                let (class, reason, lasted_s) = (class.name(), reason.name(), lasted_us / 1_000_000);
+                tracing::error!(class, reason, records, lasted_s, "records were lost");
+            }
         }
     }
 
@@ -450,6 +469,15 @@ async fn next_uplink_event(uplinks: &mut [UplinkHandle]) -> (usize, u64, UplinkE
 pub(crate) fn moment(clock: &Clock) -> Moment {
     let (service_us, wall) = (clock.now_us(), clock.wall());
     Moment { service_us, wall_offset_us: wall.trusted.then(|| wall.unix_us as i64 - service_us as i64) }
+}
+
+/// What an operator can do about a loss.
+fn remedy(reason: VoidReason) -> &'static str {
+    match reason {
+        VoidReason::Evicted => "the lane is full: raise its cap, lower its streams' fidelity, or bring the uplink back",
+        VoidReason::Expired => "the uplink was too slow or away for longer than the lane's ttl: raise it, or bring the uplink back",
+        VoidReason::Corrupt => "the disk gave back other bytes than were written: check it, and see `weir buffer verify`",
+    }
 }
 
 fn store_time(now: Moment) -> StoreTime {

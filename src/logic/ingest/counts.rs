@@ -84,3 +84,12 @@ pub struct IngestCounters {
     /// Times that reading stopped because memory or the queue of windows was full.
     pub full: u64,
 }
+
+/// Messages of streams with `ack = "record"` that were acknowledged before the record they are part of was safe.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct EarlyAcks {
+    /// As many of their device as may wait did so already.
+    pub waiting_max: u64,
+    /// Their window was not completed in time.
+    pub window_wait: u64,
+}

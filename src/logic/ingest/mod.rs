@@ -19,8 +19,8 @@ use crate::mqtt::{
 use crate::plan::Plan;
 use crate::policy::Policy;
 
-pub use counts::{Fate, FateCounters, IngestCounters, SampleCounts};
-pub use streams::{InferJob, Verdict};
+pub use counts::{EarlyAcks, Fate, FateCounters, IngestCounters, SampleCounts};
+pub use streams::{InferJob, Scored, Verdict};
 
 use streams::Streams;
 
@@ -383,9 +383,9 @@ impl Ingest {
         self.full && !self.lacks_room(lanes)
     }
 
-    /// A window was scored, or could not be (`None`).
-    pub fn inferred(&mut self, now: Moment, plan: &Plan, lanes: &mut Lanes, job: u64, verdict: Option<&Verdict>) {
-        self.streams.inferred(now, plan, lanes, job, verdict);
+    /// A window was scored, or could not be.
+    pub fn inferred(&mut self, now: Moment, plan: &Plan, lanes: &mut Lanes, scored: &Scored) {
+        self.streams.inferred(now, plan, lanes, scored);
         self.resolve();
     }
 

@@ -13,7 +13,7 @@ use crate::mqtt::{Ack, DeviceIndex, PubAck};
 use crate::payload::{Decoder, PayloadFormat, Samples};
 use crate::plan::{Placement, Plan};
 use crate::policy::{StreamFidelity, StreamPolicy};
-use crate::window::{Aggregate, Aggregator, Keep, Keeper, VerdictRecord, Windower, encode_window};
+use crate::window::{Aggregate, Aggregator, Keep, Keeper, VerdictRecord, Window, Windower, encode_window};
 
 /// A window to be scored.
 #[derive(Debug, Clone, PartialEq)]
@@ -24,6 +24,17 @@ pub struct InferJob {
     pub model: u16,
     /// `f32[channels][length]`, as sampled.
     pub window: Vec<f32>,
+}
+
+/// What came of an [`InferJob`].
+#[derive(Debug, Clone, PartialEq)]
+pub struct Scored {
+    /// The job's number.
+    pub job: u64,
+    /// Its window, as it was given: it may be kept.
+    pub window: Vec<f32>,
+    /// What the model says; `None` if it failed.
+    pub verdict: Option<Verdict>,
 }
 
 /// What a model said of a window.
@@ -43,7 +54,6 @@ struct Stream {
     policy: StreamPolicy,
     decoder: Decoder,
     opaque: bool,
-    keeps_windows: bool,
     counters: FateCounters,
 }
 
@@ -67,8 +77,7 @@ struct Pending {
     start_us: i64,
     end_us: i64,
     service_time: bool,
-    /// Kept if a rule may want it raw: the encoded window.
-    window: Option<Vec<u8>>,
+    channels: usize,
     waiting: Vec<Waiting>,
 }
 
@@ -208,18 +217,13 @@ impl Streams {
             let (jobs, pending, next_job) = (&mut self.jobs, &mut self.pending, &mut self.next_job);
             let completed = &mut completes_window;
             windower.push_message(&self.samples, received_us, &mut self.window, |window| {
-                let encoded = stream.keeps_windows.then(|| {
-                    let mut bytes = Vec::new();
-                    encode_window(&window, &mut bytes);
-                    bytes
-                });
                 pending.push_back(Pending {
                     job: *next_job,
                     source: source_index,
                     start_us: window.start_us,
                     end_us: window.end_us,
                     service_time,
-                    window: encoded,
+                    channels: window.channels,
                     waiting: Vec::new(),
                 });
                 jobs.push(InferJob { job: *next_job, model: model.index, window: window.values.to_vec() });
@@ -258,13 +262,15 @@ impl Streams {
     }
 
     /// A window was scored, or could not be.
-    pub(super) fn inferred(&mut self, now: Moment, plan: &Plan, lanes: &mut Lanes, job: u64, verdict: Option<&Verdict>) {
+    pub(super) fn inferred(&mut self, now: Moment, plan: &Plan, lanes: &mut Lanes, scored: &Scored) {
+        let (job, verdict) = (scored.job, scored.verdict.as_ref());
         let Some(at) = self.pending.iter().position(|pending| pending.job == job) else { return };
         let pending = self.pending.remove(at).expect("found above");
         let source = &self.sources[pending.source as usize];
         let stream = &mut self.streams[usize::from(source.stream)];
-        let lane = plan.streams[usize::from(source.stream)].lane;
-        let mut record = NewRecord {
+        let entry = &plan.streams[usize::from(source.stream)];
+        let lane = entry.lane;
+        let record = NewRecord {
             source: pending.source,
             stream: &stream.policy.name,
             device: &source.device,
@@ -274,15 +280,17 @@ impl Streams {
             payload: &[],
         };
         let mut ack = Ack::Now(PubAck::Success);
-        // Without a verdict nobody knows what the window was worth: it is kept.
+        // Without a verdict nobody knows what the window was worth: it is kept, as all is where there is no model at all.
         let keep_window = match (verdict, &stream.policy.keep) {
             (Some(v), Some(rules)) => rules.keep_verdict(v.score, v.confidence, &v.label) != Keep::Fold,
-            (None, _) => true,
+            (None, rules) => rules.is_some() || entry.fidelity == StreamFidelity::Verdict,
             (Some(_), None) => false,
         };
-        if let Some(window) = pending.window.as_deref().filter(|_| keep_window) {
-            record.payload = window;
-            let seq = lanes.push(now.service_us, lane, source.stream, &record);
+        if keep_window {
+            let (start_us, end_us, channels) = (pending.start_us, pending.end_us, pending.channels);
+            self.payload.clear();
+            encode_window(&Window { start_us, end_us, channels, values: &scored.window }, &mut self.payload);
+            let seq = lanes.push(now.service_us, lane, source.stream, &NewRecord { payload: &self.payload, ..record });
             stream.counters.add(Fate::Window);
             ack = Ack::WhenSafe { lane, seq };
         }
@@ -300,7 +308,7 @@ impl Streams {
             }
             .encode(&mut self.payload);
             if encoded.is_ok() {
-                (record.kind, record.payload) = (RecordKind::Verdict, &self.payload);
+                let record = NewRecord { kind: RecordKind::Verdict, payload: &self.payload, ..record };
                 let seq = lanes.push(now.service_us, lane, source.stream, &record);
                 stream.counters.add(Fate::Verdict);
                 self.verdicts += 1;
@@ -360,7 +368,6 @@ impl Stream {
         Stream {
             decoder: Decoder::new(&policy.format).expect("the configuration's check has made this decoder before"),
             opaque: matches!(policy.format, PayloadFormat::Opaque(_)),
-            keeps_windows: policy.keep.is_some(),
             policy: policy.clone(),
             counters: FateCounters::default(),
         }

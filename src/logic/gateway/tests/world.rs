@@ -13,7 +13,7 @@ use super::store::Store;
 use crate::block::Codec;
 use crate::ids::{BlockKey, VoidReason};
 use crate::ingest::ConnId;
-use crate::ingest::Verdict;
+use crate::ingest::{Scored, Verdict};
 use crate::lanes::Durability;
 use crate::mqtt::UserIndex;
 use crate::ranges::RangeSet;
@@ -156,6 +156,11 @@ pub(super) struct World {
     fates: BTreeMap<u64, Fate>,
     acked: BTreeMap<u64, Epoch>,
     sends: BTreeMap<u64, u32>,
+    /// Windows being scored, by job.
+    windows: BTreeMap<u64, Vec<f32>>,
+    pub(super) failed_windows: u64,
+    /// What an operator would have heard.
+    pub(super) told: Vec<Event>,
     /// When each record that was written came.
     came_us: BTreeMap<(Epoch, Class, u64), u64>,
     /// PUBACKs that only voids explain.
@@ -197,6 +202,9 @@ impl World {
             fates: BTreeMap::new(),
             acked: BTreeMap::new(),
             sends: BTreeMap::new(),
+            windows: BTreeMap::new(),
+            failed_windows: 0,
+            told: Vec::new(),
             came_us: BTreeMap::new(),
             excused: BTreeMap::new(),
             crashed: Vec::new(),
@@ -281,7 +289,9 @@ impl World {
             Ev::Inferred { run, job } if run == self.run => {
                 let verdict = Verdict { label: "x".into(), score: 0.5, confidence: 0.75 };
                 let verdict = (!self.rng.percent(5)).then_some(verdict);
-                self.input(Input::Inferred { job, verdict });
+                let window = self.windows.remove(&job).expect("a job has its window");
+                self.failed_windows += u64::from(verdict.is_none());
+                self.input(Input::Inferred(Scored { job, window, verdict }));
             }
             Ev::Committed { run } if run == self.run => self.committed(),
             Ev::Loaded { run, key } if run == self.run => {
@@ -430,6 +440,7 @@ impl World {
                     self.after(wait, Ev::Authenticated(conn.0));
                 }
                 Output::Infer(job) => {
+                    self.windows.insert(job.job, job.window);
                     let (wait, run) = (self.rng.range(500, 40_000), self.run);
                     self.after(wait, Ev::Inferred { run, job: job.job });
                 }
@@ -462,7 +473,7 @@ impl World {
                         self.abandon(session);
                     }
                 }
-                Output::Event(_) => {}
+                Output::Event(event) => self.told.push(event),
             }
         }
         self.check();
