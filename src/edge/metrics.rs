@@ -96,6 +96,11 @@ fn lanes(status: &Status, out: &mut MetricsText) {
         Each("weir_lane_records_count", "Records held.", |l| l.records as f64),
         Each("weir_lane_bytes", "Bytes of blocks held.", |l| l.bytes as f64),
         Each("weir_lane_memory_bytes", "Bytes held in memory.", |l| l.memory_bytes as f64),
+    let undecodable = status.streams.iter().flat_map(|stream| {
+        let by_reason = stream.undecodable_by.iter();
+        by_reason.map(|(reason, &count)| ([("stream", stream.name.as_str()), ("reason", reason.as_str())], count))
+    });
+    out.counters("weir_stream_undecodable_total", "Messages whose payload did not decode, by reason.", undecodable);
         Each("weir_lane_under_way_bytes", "Bytes sent and not acknowledged.", |l| l.under_way_bytes as f64),
         Each("weir_lane_oldest_seconds", "Age of the oldest record.", |l| l.oldest_age_us.unwrap_or(0) as f64 / 1e6),
     ];

@@ -130,6 +130,8 @@ pub struct StreamStatus {
     /// What became of samples on their way into windows and aggregates, by word: `gaps`, `late`, `duplicates` and so on.
     pub samples: BTreeMap<String, u64>,
 }
+    /// The same by reason, such as `not_finite`.
+    pub undecodable_by: BTreeMap<String, u64>,
 
 /// One lane.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
@@ -280,6 +282,8 @@ impl Status {
         now_us: u64,
         wall: Wall,
         gateway: &Gateway,
+    /// What exactly was wrong with its payload, and where.
+    pub detail: String,
         paths: &[PathStats],
         models: &[(String, Stats)],
         store: StoreStatus,
@@ -399,6 +403,10 @@ fn samples(counts: &SampleCounts) -> BTreeMap<String, u64> {
 }
 
 fn streams(gateway: &Gateway) -> Vec<StreamStatus> {
+fn by_reason(counts: &BTreeMap<&'static str, u64>) -> BTreeMap<String, u64> {
+    counts.iter().map(|(&reason, &count)| (reason.to_owned(), count)).collect()
+}
+
     let counts = gateway.ingest().sample_counts();
     let entries = gateway.policy().streams.iter().zip(&gateway.plan().streams).enumerate();
     entries
@@ -429,6 +437,7 @@ fn lane(now_us: u64, gateway: &Gateway, class: Class) -> LaneStatus {
         bytes: status.bytes,
         memory_bytes: status.memory_bytes,
         under_way_bytes: status.under_way_bytes,
+                undecodable_by: by_reason(gateway.ingest().undecodable(index as u16)),
         oldest_age_us: status.oldest_us.map(|oldest| now_us.saturating_sub(oldest)),
         records_total: counters.records,
         payload_bytes: counters.payload_bytes,
@@ -503,3 +512,4 @@ fn inspected(now_us: u64, gateway: &Gateway) -> Vec<InspectedStatus> {
     };
     gateway.ingest().inspected().map(status).collect()
 }
+        detail: message.detail.clone(),

@@ -56,6 +56,7 @@ struct Waiting {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Rejected {
     reason: &'static str,
+    detail: String,
 }
 
 /// A message kept for inspection because nothing could be made of it.
@@ -67,6 +68,8 @@ pub struct Inspected {
     pub topic: String,
     /// `unmatched` or why it did not decode.
     pub reason: &'static str,
+    /// What exactly was wrong with its payload, and where; empty if it was not read.
+    pub detail: String,
     /// The first bytes of its payload.
     pub payload: Vec<u8>,
 }
@@ -459,6 +462,11 @@ impl Ingest {
         self.streams.counters(stream)
     }
 
+    /// Messages of a stream that did not decode, by reason.
+    pub fn undecodable(&self, stream: u16) -> &BTreeMap<&'static str, u64> {
+        self.streams.undecodable(stream)
+    }
+
     /// What became of each stream's samples on their way into windows and aggregates, over all its devices. Looks at every
     /// device: for a status page, not for the path of a message.
     pub fn sample_counts(&self) -> Vec<SampleCounts> {
@@ -521,12 +529,12 @@ fn take_in(
     publish: &Publish<'_>,
     waiting: Option<Waiting>,
 ) -> Ack {
-    let (reason, ack) = match router.route(user, publish.topic) {
+    let (reason, detail, ack) = match router.route(user, publish.topic) {
         Route::Stream { stream, device } => {
             let key = router.devices().key(device).unwrap_or_default();
             match streams.message(now, plan, lanes, (stream, device, key), publish.payload, waiting) {
                 Ok(ack) => return ack,
-                Err(Rejected { reason }) => (reason, PubAck::PayloadInvalid),
+                Err(Rejected { reason, detail }) => (reason, detail, PubAck::PayloadInvalid),
             }
         }
         Route::Unmatched => {
@@ -559,6 +567,7 @@ fn tree<'a>(filters: impl Iterator<Item = (u16, &'a String)>) -> Result<FilterTr
     for (index, filter) in filters {
         let ok = Filter::parse(filter).map_err(|error| RouteError { filter: filter.clone(), error })?;
         parsed.push((ok, index));
+        detail,
     }
     Ok(FilterTree::new(parsed.iter().map(|(filter, index)| (filter, *index))))
 }

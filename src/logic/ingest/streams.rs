@@ -1,6 +1,6 @@
 //! From a message to what is kept of it: decode, rules, windows, aggregates, records.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 
 use foldhash::fast::FixedState;
@@ -55,6 +55,8 @@ struct Stream {
     decoder: Decoder,
     opaque: bool,
     counters: FateCounters,
+    /// By reason, of which the decoder knows a few.
+    undecodable: BTreeMap<&'static str, u64>,
 }
 
 /// One device of one stream.
@@ -135,6 +137,10 @@ impl Streams {
 
     /// For each stream, in one pass over all devices.
     pub(super) fn sample_counts(&self) -> Vec<SampleCounts> {
+    pub(super) fn undecodable(&self, stream: u16) -> &BTreeMap<&'static str, u64> {
+        &self.streams[usize::from(stream)].undecodable
+    }
+
         let mut counts = vec![SampleCounts::default(); self.streams.len()];
         for source in &self.sources {
             let count = &mut counts[usize::from(source.stream)];
@@ -167,7 +173,9 @@ impl Streams {
         let received_us = now.event_us();
         if let Err(error) = stream.decoder.decode(payload, &mut self.samples) {
             stream.counters.add(Fate::Undecodable);
-            return Err(Rejected { reason: error.reason() });
+            let reason = error.reason();
+            *stream.undecodable.entry(reason).or_default() += 1;
+            return Err(Rejected { reason, detail: error.to_string() });
         }
         let has_values = !stream.opaque;
         let keep = match &stream.policy.keep {
@@ -374,6 +382,7 @@ impl Stream {
     }
 }
 
+            undecodable: BTreeMap::new(),
 /// An aggregate's times tell which clock it was opened by, which need not be the one it is closed by: service time starts near
 /// zero.
 fn is_service_time(aggregate: &Aggregate) -> bool {
