@@ -29,6 +29,8 @@ fn process(status: &Status, out: &mut MetricsText) {
         "Times that sockets were not read because memory or the queue of windows was full.",
         status.memory_full,
     );
+    let early = status.early_commit_bytes as f64;
+    out.gauge("weir_buffer_early_commit_bytes", "Flash that commits ahead of their interval may write now.", early);
     out.gauge("weir_buffer_disk_full", "1 if the disk refuses data.", f64::from(u8::from(status.disk_full)));
     let failing = f64::from(u8::from(status.commit_failing));
     out.gauge("weir_buffer_commit_failing", "1 if the last transaction failed and none has worked since.", failing);

@@ -33,6 +33,9 @@ pub struct Status {
     pub memory_bytes: u64,
     /// Times that memory or the queue of windows was full and sockets were not read.
     pub memory_full: u64,
+    /// Flash that commits ahead of their interval may write now; without any, a sender that waits for each PUBACK gets one a
+    /// second.
+    pub early_commit_bytes: u64,
     /// True if the disk has refused the last transaction for lack of space.
     pub disk_full: bool,
     /// True if the last transaction failed, for whatever reason, and none has worked since.
@@ -303,6 +306,7 @@ impl Status {
             lanes: Class::ALL.into_iter().map(|class| lane(now_us, gateway, class)).collect(),
             plan: price(gateway),
             uplinks: self
+            early_commit_bytes: lanes.early_commit_bytes(),
                 .uplinks
                 .iter()
                 .enumerate()
