@@ -53,7 +53,7 @@ struct Waiting {
 }
 
 /// A payload that could not be used.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 struct Rejected {
     reason: &'static str,
     detail: String,
@@ -66,7 +66,7 @@ pub struct Inspected {
     pub at_us: u64,
     /// Its topic.
     pub topic: String,
-    /// `unmatched` or why it did not decode.
+    /// `unmatched`, `device_refused`, or the word for why it did not decode.
     pub reason: &'static str,
     /// What exactly was wrong with its payload, and where; empty if it was not read.
     pub detail: String,
@@ -478,6 +478,16 @@ impl Ingest {
         (self.streams.verdicts, self.streams.verdict_errors)
     }
 
+    /// Messages acknowledged before their record, against their stream's wish.
+    pub fn early_acks(&self) -> EarlyAcks {
+        self.streams.early_acks
+    }
+
+    /// Topics forgotten to make room for others; each costs a search when it comes again.
+    pub fn topics_evicted(&self) -> u64 {
+        self.router.topics_evicted()
+    }
+
     /// Windows being scored now.
     pub fn pending_windows(&self) -> usize {
         self.streams.pending_len()
@@ -539,7 +549,7 @@ fn take_in(
         }
         Route::Unmatched => {
             totals.unmatched += 1;
-            ("unmatched", PubAck::NoStream)
+            ("unmatched", String::new(), PubAck::NoStream)
         }
         Route::Denied => {
             totals.denied += 1;
@@ -547,7 +557,7 @@ fn take_in(
         }
         Route::DeviceRefused { .. } => {
             totals.devices_refused += 1;
-            ("device_refused", PubAck::QuotaExceeded)
+            ("device_refused", String::new(), PubAck::QuotaExceeded)
         }
     };
     if inspected.len() == INSPECTED_COUNT_MAX {
@@ -557,6 +567,7 @@ fn take_in(
         at_us: now.service_us,
         topic: publish.topic.to_owned(),
         reason,
+        detail,
         payload: publish.payload[..publish.payload.len().min(INSPECTED_LEN_MAX)].to_vec(),
     });
     Ack::Now(ack)
@@ -567,7 +578,6 @@ fn tree<'a>(filters: impl Iterator<Item = (u16, &'a String)>) -> Result<FilterTr
     for (index, filter) in filters {
         let ok = Filter::parse(filter).map_err(|error| RouteError { filter: filter.clone(), error })?;
         parsed.push((ok, index));
-        detail,
     }
     Ok(FilterTree::new(parsed.iter().map(|(filter, index)| (filter, *index))))
 }

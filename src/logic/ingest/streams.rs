@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use foldhash::fast::FixedState;
 
-use super::{Fate, FateCounters, Moment, Rejected, SampleCounts, Waiting};
+use super::{EarlyAcks, Fate, FateCounters, Moment, Rejected, SampleCounts, Waiting};
 use crate::block::{NewRecord, RecordKind};
 use crate::ids::Class;
 use crate::lanes::Lanes;
@@ -99,6 +99,7 @@ pub(super) struct Streams {
     pub(super) resolved: Vec<(Waiting, Ack)>,
     pub(super) verdicts: u64,
     pub(super) verdict_errors: u64,
+    pub(super) early_acks: EarlyAcks,
 }
 
 /// Windows under way at which sockets are no longer read.
@@ -120,6 +121,7 @@ impl Streams {
             resolved: Vec::new(),
             verdicts: 0,
             verdict_errors: 0,
+            early_acks: EarlyAcks::default(),
         }
     }
 
@@ -135,12 +137,12 @@ impl Streams {
         self.streams[usize::from(stream)].counters
     }
 
-    /// For each stream, in one pass over all devices.
-    pub(super) fn sample_counts(&self) -> Vec<SampleCounts> {
     pub(super) fn undecodable(&self, stream: u16) -> &BTreeMap<&'static str, u64> {
         &self.streams[usize::from(stream)].undecodable
     }
 
+    /// For each stream, in one pass over all devices.
+    pub(super) fn sample_counts(&self) -> Vec<SampleCounts> {
         let mut counts = vec![SampleCounts::default(); self.streams.len()];
         for source in &self.sources {
             let count = &mut counts[usize::from(source.stream)];
@@ -239,8 +241,9 @@ impl Streams {
                 *completed = true;
             });
         }
-        let waits =
-            waiting.filter(|_| ack.is_none() && folds && stream.policy.ack_record && source.waiting.len() < WAITING_MAX);
+        let wanted = waiting.filter(|_| ack.is_none() && folds && stream.policy.ack_record);
+        let waits = wanted.filter(|_| source.waiting.len() < WAITING_MAX);
+        self.early_acks.waiting_max += u64::from(wanted.is_some() && waits.is_none());
         source.waiting.extend(waits);
         if completes_window && let Some(last) = self.pending.back_mut() {
             // The window has its job: who is part of it waits for its verdict.
@@ -338,6 +341,7 @@ impl Streams {
                 // A window may never be completed; an aggregate always closes. At a stop its messages stay without PUBACK,
                 // and are sent again to the next process.
                 let late = source.waiting.iter().take_while(|w| !all && w.since_us + WINDOW_WAIT_US <= now.service_us).count();
+                self.early_acks.window_wait += late as u64;
                 self.resolved.extend(source.waiting.drain(..late).map(|waiting| (waiting, Ack::Now(PubAck::Success))));
             }
             let Some(aggregator) = &mut source.aggregator else { continue };
@@ -378,11 +382,11 @@ impl Stream {
             opaque: matches!(policy.format, PayloadFormat::Opaque(_)),
             policy: policy.clone(),
             counters: FateCounters::default(),
+            undecodable: BTreeMap::new(),
         }
     }
 }
 
-            undecodable: BTreeMap::new(),
 /// An aggregate's times tell which clock it was opened by, which need not be the one it is closed by: service time starts near
 /// zero.
 fn is_service_time(aggregate: &Aggregate) -> bool {

@@ -146,8 +146,11 @@ pub struct Lanes {
     pending_deletes: Vec<SeqRange>,
     /// Since when removals or voids have waited for a transaction.
     tidy_since_us: Option<u64>,
-    /// Voids that the cloud has not acknowledged.
+    /// Voids that the cloud has not acknowledged. Between two of one lane lies a block that is held or, up to
+    /// [`VOIDS_COUNT_MAX`] in all, another reason.
     voids: BTreeMap<BlockKey, Void>,
+    /// Voids that were told with the reason of a later one, for want of room.
+    voids_relabelled: u64,
     voids_to_write: Vec<Void>,
     voids_to_forget: Vec<BlockKey>,
     voids_to_send: BTreeSet<BlockKey>,
@@ -176,6 +179,11 @@ const TIDY_WAIT_US: u64 = 5_000_000;
 const TIDY_UNSAFE_US: u64 = 1_000_000;
 /// Removals are not let grow beyond this.
 const DELETES_COUNT_MAX: usize = 1_024;
+/// Voids beyond which neighbours become one whatever their reasons: 200 KiB of memory.
+const VOIDS_COUNT_MAX: usize = 4_096;
+/// Older runs of which something may be held; the oldest are given up when the buffer is opened. A Hello names them all, in
+/// about ten bytes each, and must stay below the limit of a message.
+const HELD_EPOCHS_MAX: usize = 32_768;
 /// How long to wait before a failed transaction is tried again.
 const RETRY_US: u64 = 1_000_000;
 /// Late acks make no more than a transaction in this time.
@@ -244,6 +252,7 @@ impl Lanes {
             pending_deletes: Vec::new(),
             tidy_since_us: None,
             voids: voids.iter().map(|void| (void.key, *void)).collect(),
+            voids_relabelled: 0,
             voids_to_write: Vec::new(),
             voids_to_forget: Vec::new(),
             voids_to_send: voids.iter().map(|void| void.key).collect(),
@@ -254,6 +263,7 @@ impl Lanes {
             checked_us: now_us,
         };
         lanes.void_damaged(now_us, damaged);
+        lanes.give_up_oldest_epochs(now_us);
         lanes
     }
 

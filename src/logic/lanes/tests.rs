@@ -726,3 +726,75 @@ fn check_under_way(lanes: &Lanes) {
         assert_eq!(lane.under_way_bytes, lane.blocks.values().map(sent).sum::<u64>());
     }
 }
+
+#[test]
+fn voids_become_one_across_what_the_cloud_has_and_never_across_what_is_held() {
+    let mut lanes = all(Durability::Disk);
+    lanes.set_uplink_up(0, true);
+    for _ in 0..50 {
+        push(&mut lanes, SECOND, Class::Normal, 1_000);
+        lanes.seal(SECOND, Class::Normal);
+    }
+    lanes.ack(SECOND, Class::Normal, Epoch(9), 10..=19);
+    for position in (0..10).chain(20..30).chain(40..50) {
+        lanes.give_up(2 * SECOND, Class::Normal, (0, position), VoidReason::Evicted);
+    }
+    let ranges: Vec<_> = lanes.voids.values().map(|void| (void.key.first_seq, void.last_seq)).collect();
+    assert_eq!(ranges, [(0, 29), (40, 49)]);
+    check(&lanes);
+}
+
+#[test]
+fn voids_have_a_limit_beyond_which_neighbours_share_the_later_reason() {
+    let mut lanes = all(Durability::Disk);
+    for turn in 0..3 * VOIDS_COUNT_MAX as u64 {
+        push(&mut lanes, SECOND, Class::Normal, 1);
+        lanes.seal(SECOND, Class::Normal);
+        let reason = if turn % 2 == 0 { VoidReason::Evicted } else { VoidReason::Expired };
+        lanes.give_up(SECOND, Class::Normal, (0, turn), reason);
+    }
+    assert_eq!(lanes.void_count(), VOIDS_COUNT_MAX);
+    assert_eq!(lanes.voids_relabelled(), 2 * VOIDS_COUNT_MAX as u64);
+    let covered: RangeSet = lanes.voids.values().fold(RangeSet::new(), |mut all, void| {
+        all.insert(void.key.first_seq..=void.last_seq);
+        all
+    });
+    assert_eq!((covered.range_count(), covered.len()), (1, 3 * VOIDS_COUNT_MAX as u64), "all are told, each once");
+}
+
+#[test]
+fn no_more_runs_are_held_than_a_hello_can_name() {
+    let surplus = 10;
+    let header = |run: u64| BlockHeader {
+        key: BlockKey { lane: Class::High, epoch: Epoch(u64::MAX - run), first_seq: 0 },
+        last_seq: 1,
+        born_us: run,
+        wall_offset_us: None,
+        count: 2,
+        raw_len: 10,
+        fidelity: crate::block::Fidelity::Full,
+    };
+    let runs = (HELD_EPOCHS_MAX + surplus) as u64;
+    let held: Vec<Held> = (0..runs).map(|run| Held { header: header(run), len: 100 }).collect();
+    let found = Found { held: &held, ..Found::default() };
+    let mut lanes = Lanes::new(SECOND, Epoch(9), [policy(Durability::Disk); 4], LIMITS, found, thinner());
+    let named = lanes.held_epochs();
+    assert_eq!((named.len(), named[0]), (HELD_EPOCHS_MAX, Epoch(u64::MAX - surplus as u64)), "the oldest are gone");
+    assert_eq!(lanes.counters(Class::High).evicted, 2 * surplus as u64);
+    let removed = lanes.commit(10 * SECOND).expect("the disk may forget them").deletes;
+    assert_eq!(removed.len(), surplus);
+    check(&lanes);
+    // What names them all is a message that can be sent.
+    let mut session = crate::uplink::Session::new(
+        0,
+        crate::uplink::SessionLimits { ping_us: 1, silence_us: 10, connect_us: 10, backoff_us: (1, 2) },
+        1,
+    );
+    session.tick(0, Default::default);
+    session.connected(0, lanes.epoch(), &named, "test");
+    let written = std::iter::from_fn(|| session.poll()).find_map(|output| match output {
+        crate::uplink::SessionOutput::Write(bytes) => Some(bytes.len()),
+        _ => None,
+    });
+    assert!(written.is_some_and(|len| len <= crate::wire::CONTROL_LEN_MAX), "{written:?}");
+}
