@@ -45,7 +45,7 @@ pub const SOFTWARE: &str = concat!("weir-edge ", env!("CARGO_PKG_VERSION"));
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     /// An MQTT listener's address.
-    #[error("cannot listen for MQTT on {addr}: {source}; is another broker running there?")]
+    #[error("cannot listen for MQTT on {addr} (is another broker running there?)")]
     Listen {
         /// The address.
         addr: SocketAddr,
@@ -53,7 +53,7 @@ pub enum StartError {
         source: io::Error,
     },
     /// The data directory.
-    #[error("cannot use the data directory {}: {source}; create it, or make it writable for this user", path.display())]
+    #[error("cannot use the data directory {} (create it, or make it writable for this user)", path.display())]
     DataDir {
         /// Its path.
         path: PathBuf,
@@ -67,7 +67,7 @@ pub enum StartError {
     #[error(transparent)]
     Tls(#[from] TlsError),
     /// The gateway's certificate says not who it is.
-    #[error("the gateway's certificate {} has no usable identity: {source}; issue it with `weir pki issue`", path.display())]
+    #[error("the gateway's certificate {} has no usable identity (issue it with `weir pki issue`)", path.display())]
     Identity {
         /// Path of the certificate.
         path: PathBuf,
@@ -75,7 +75,7 @@ pub enum StartError {
         source: IdentityError,
     },
     /// An uplink's socket or settings.
-    #[error("uplink: {0}")]
+    #[error(transparent)]
     Uplink(#[from] QuicError),
     /// The admin endpoint.
     #[error(transparent)]
@@ -87,7 +87,7 @@ pub enum StartError {
     #[error(transparent)]
     Route(#[from] RouteError),
     /// Threads, timers, randomness.
-    #[error("the system refused {what}: {source}")]
+    #[error("the system refused {what}")]
     System {
         /// What was asked for.
         what: &'static str,

@@ -108,7 +108,7 @@ fn a_model_that_fails_is_said_once_and_its_windows_are_kept_raw() {
     let rows = wrist::recording(8);
     let message = move |n: u32| {
         let mut message = wrist::message("wrist", 0, &rows, n);
-        if n as usize / (WINDOW / MESSAGE) % 3 > 0 {
+        if !(n as usize / (WINDOW / MESSAGE)).is_multiple_of(3) {
             let mut payload: serde_json::Value = serde_json::from_slice(&message.payload).expect("it was just made");
             payload["s"] = vec![[3.0e38; CHANNELS]; MESSAGE].into();
             message.payload = payload.to_string().into_bytes();

@@ -87,7 +87,7 @@ pub enum AdminError {
         addr: SocketAddr,
     },
     /// The address is taken or not ours.
-    #[error("the admin address {addr} cannot be bound")]
+    #[error("the admin address {addr} cannot be bound (is another Weir running? set `admin.http` to a port that is free)")]
     BindHttp {
         /// The address asked for.
         addr: SocketAddr,
@@ -95,7 +95,7 @@ pub enum AdminError {
         source: io::Error,
     },
     /// The socket file cannot be made.
-    #[error("the admin socket {} cannot be made", path.display())]
+    #[error("the admin socket {} cannot be made (its folder must be there and writable for this user: see `admin.unix`)", path.display())]
     BindUnix {
         /// The path asked for.
         path: PathBuf,
@@ -103,7 +103,7 @@ pub enum AdminError {
         source: io::Error,
     },
     /// Another process answers on the socket file.
-    #[error("the admin socket {} is in use by a running process", path.display())]
+    #[error("the admin socket {} is in use by a running process: stop it, or set `admin.unix` to another path", path.display())]
     InUse {
         /// The path asked for.
         path: PathBuf,
