@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
-use weir_host::clock::Clock;
+use weir_host::clock::{Clock, ClockMark};
 use weir_host::notify::Notify;
 use weir_host::shutdown::Shutdown;
 use weir_infer::{Outcome, RefusedReason, Request, Worker};
@@ -304,7 +304,7 @@ impl Driver {
                 }
                 Output::Commit(request) => {
                     let now = moment(&self.parts.clock);
-                    let time = store_time(now);
+                    let time = store_time(&self.parts.clock, now);
                     self.asked_us = Some(now.service_us);
                     self.ask_store(StoreInput::Commit { request, time });
                 }
@@ -475,11 +475,14 @@ pub(crate) fn moment(clock: &Clock) -> Moment {
 fn remedy(reason: VoidReason) -> &'static str {
     match reason {
         VoidReason::Evicted => "the lane is full: raise its cap, lower its streams' fidelity, or bring the uplink back",
-        VoidReason::Expired => "the uplink was too slow or away for longer than the lane's ttl: raise it, or bring the uplink back",
+        VoidReason::Expired => {
+            "the uplink was too slow or away for longer than the lane's ttl: raise it, or bring the uplink back"
+        }
         VoidReason::Corrupt => "the disk gave back other bytes than were written: check it, and see `weir buffer verify`",
     }
 }
 
-fn store_time(now: Moment) -> StoreTime {
-    StoreTime { service_us: now.service_us, wall_us: now.wall_offset_us.map(|offset| now.service_us as i64 + offset) }
+fn store_time(clock: &Clock, now: Moment) -> StoreTime {
+    let ClockMark { service_us, boot } = clock.mark(now.service_us);
+    StoreTime { service_us, wall_us: now.wall_offset_us.map(|offset| service_us as i64 + offset), boot }
 }
