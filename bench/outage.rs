@@ -75,11 +75,14 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         inflight: 4_000,
         are_eager: false,
     });
-    let polled = Senders { name: "ten, polled every 100 ms".into(), count: 10, rate: Some(10.0), inflight: 100, are_eager: true };
+    let polled =
+        Senders { name: "ten, polled every 100 ms".into(), count: 10, rate: Some(10.0), inflight: 100, are_eager: true };
     let waiting = Senders { name: "one, waits for each PUBACK".into(), count: 1, rate: None, inflight: 1, are_eager: true };
     let eager = [polled, waiting].into_iter().filter(|_| args.eager);
     let runs = steady.chain(eager).map(|senders| measure(&senders, args.seconds)).collect::<anyhow::Result<Vec<_>>>()?;
-    println!("| senders | messages/s | seconds | commits/s | flash B/msg | flash GB/day | PSS MiB after a fifth / at the end |");
+    println!(
+        "| senders | messages/s | seconds | commits/s | flash B/msg | flash GB/day | PSS MiB after a fifth / at the end |"
+    );
     println!("| --- | --- | --- | --- | --- | --- | --- |");
     for run in &runs {
         println!(

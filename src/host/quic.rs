@@ -34,7 +34,9 @@ const HANDSHAKE_BYTES_MAX: u64 = 8 << 20;
 #[derive(Debug, thiserror::Error)]
 pub enum QuicError {
     /// The socket cannot be bound to its address.
-    #[error("udp address {addr} cannot be bound (it must be one of this machine's, with a port that is free: see `bind` or `listen.quic`)")]
+    #[error(
+        "udp address {addr} cannot be bound (it must be one of this machine's, with a port that is free: see `bind` or `listen.quic`)"
+    )]
     Bind {
         /// The address asked for.
         addr: SocketAddr,

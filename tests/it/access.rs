@@ -91,8 +91,7 @@ fn over_tls_a_password_opens_the_topics_of_its_user_and_no_others() {
 #[test]
 fn over_tls_a_known_certificate_is_a_user_and_an_unknown_one_is_nobody() {
     let mut plan = Plan::new("through", MIXED_STREAMS);
-    plan.listen =
-        "tls = { cert = \"pki/mqtt.pem\", key = \"pki/mqtt.key\", client_ca = \"pki/ca.pem\" }".to_owned();
+    plan.listen = "tls = { cert = \"pki/mqtt.pem\", key = \"pki/mqtt.key\", client_ca = \"pki/ca.pem\" }".to_owned();
     plan.tables += "[[user]]\nname = \"press\"\ncertificate_cn = \"press-17\"\npublish = [\"site/0/#\"]\n";
     let mut site = Site::new(binaries(), plan);
     let pki_dir = site.dir().join("pki");

@@ -187,9 +187,7 @@ fn a_cloud_whose_disk_has_no_space_at_all_stops_its_acknowledgements_and_goes_on
     let mut sensors = [0, 1].map(|client| bulky_sensor(&site, client));
     sensors.iter_mut().for_each(|sensor| (sensor.count_max, sensor.per_s) = (1_200, 200));
     let sensors = sensors.map(Sensor::start);
-    wait_for("some records to be stored", LIMIT, || {
-        (site.edge_status()?["lanes"][2]["acked"].as_u64()? > 100).then_some(())
-    });
+    wait_for("some records to be stored", LIMIT, || (site.edge_status()?["lanes"][2]["acked"].as_u64()? > 100).then_some(()));
     disk.fill();
     let (_, text) =
         wait_for("the cloud to say that it is full", LIMIT, || site.cloud_health().filter(|(code, _)| *code == 503));

@@ -32,7 +32,8 @@ fn packed_nan_is_refused_with_its_place_and_the_stream_goes_on() {
         (status["streams"][0]["undecodable"] == 3).then_some(status)
     });
     assert_eq!(status["streams"][0]["undecodable_by"], serde_json::json!({ "not_finite": 2, "packed_len": 1 }));
-    let inspected: Vec<_> = status["inspected"].as_array().expect("a list").iter().map(|m| (&m["reason"], &m["detail"])).collect();
+    let inspected: Vec<_> =
+        status["inspected"].as_array().expect("a list").iter().map(|m| (&m["reason"], &m["detail"])).collect();
     assert_eq!(
         serde_json::json!(inspected),
         serde_json::json!([

@@ -283,7 +283,11 @@ fn respond(pages: &Pages, refused: u64, request: &Request<Incoming>) -> Response
         }
         "/metrics" => {
             let mut own = MetricsText::new();
-            own.counter("weir_admin_connections_refused_total", "Admin connections closed because there were too many.", refused);
+            own.counter(
+                "weir_admin_connections_refused_total",
+                "Admin connections closed because there were too many.",
+                refused,
+            );
             reply(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", (pages.metrics)() + &own.finish())
         }
         "/status.json" => reply(StatusCode::OK, "application/json", (pages.status_json)()),

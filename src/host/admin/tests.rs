@@ -106,7 +106,10 @@ fn connections_past_the_limit_are_closed_and_counted() {
         asked.is_ok_and(|len| len > 0).then_some(answer)
     });
     let metrics = metrics.unwrap();
-    assert!(metrics.lines().any(|line| line == format!("weir_admin_connections_refused_total {}", admin.refused())), "{metrics}");
+    assert!(
+        metrics.lines().any(|line| line == format!("weir_admin_connections_refused_total {}", admin.refused())),
+        "{metrics}"
+    );
 }
 
 #[test]

@@ -13,10 +13,10 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use bytes::Bytes;
 
+use super::Event;
 use crate::block::Codec;
 use crate::ids::{Class, VoidReason};
 use crate::lanes::Durability;
-use super::Event;
 use client::ClientPlan;
 use rng::Rng;
 use scenario::{Scenario, Trouble};

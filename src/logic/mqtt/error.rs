@@ -35,7 +35,9 @@ pub enum ProtocolError {
         len: usize,
     },
     /// The packet is longer than allowed; before CONNECT the limit is lower.
-    #[error("packet of {len} bytes exceeds the limit of {len_max}: see mqtt.packet_bytes_max, for CONNECT mqtt.connect_packet_bytes_max")]
+    #[error(
+        "packet of {len} bytes exceeds the limit of {len_max}: see mqtt.packet_bytes_max, for CONNECT mqtt.connect_packet_bytes_max"
+    )]
     PacketTooLarge {
         /// Its length with the fixed header, bytes.
         len: usize,

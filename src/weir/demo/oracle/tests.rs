@@ -45,8 +45,7 @@ fn an_acknowledged_message_that_is_nowhere_is_lost() {
 
 #[test]
 fn what_was_given_up_with_a_reason_is_not_lost() {
-    let evidence =
-        Evidence { evicted: [0, 0, 0, 2], expired: [0, 0, 0, 1], thinned: [0, 0, 0, 3], ..Evidence::default() };
+    let evidence = Evidence { evicted: [0, 0, 0, 2], expired: [0, 0, 0, 1], thinned: [0, 0, 0, 3], ..Evidence::default() };
     let logs = [log(Kind::Log, vec![sent(0.0, 0); 7])];
     let judgement = judge(&logs, &[], &evidence, &Commits::default());
     let bulk = &judgement.classes[Class::Bulk.index()];
