@@ -238,3 +238,6 @@ const LOSS_MAX: f64 = 0.9;
 /// By class: how long it would rather wait than pay a unit of money for a megabyte, in microseconds. A critical record is not
 /// held up for money, and a bulk one waits an hour.
 const PATIENCE_US: [f64; 4] = [1e5, 2e6, 6e7, 3.6e9];
+
+#[cfg(test)]
+mod tests;
