@@ -21,6 +21,7 @@ use crate::uplink::{Session, SessionOutput};
 pub use events::{Event, Input, Output};
 
 use control::{Control, close_reason};
+use losses::Losses;
 use ways::Way;
 
 /// What the gateway starts with.
@@ -54,6 +55,7 @@ pub struct Gateway {
     outputs: VecDeque<Output>,
     safe: PerClass<u64>,
     commit_failing: bool,
+    losses: Losses,
     stopping: bool,
     /// Until when a stop waits for windows that are being scored.
     scored_by_us: u64,
@@ -99,6 +101,7 @@ impl Gateway {
             software: start.software.to_owned(),
             outputs: VecDeque::new(),
             commit_failing: false,
+            losses: Losses::default(),
             stopping: false,
             scored_by_us: u64::MAX,
             said_farewell: false,
@@ -124,8 +127,8 @@ impl Gateway {
             Input::ClientRead { conn, bytes } => ingest.read(now, plan, lanes, conn, bytes),
             Input::ClientLost { conn } => ingest.lost(now, plan, lanes, conn),
             Input::Authenticated { conn, result } => ingest.authenticated(now, plan, lanes, conn, result),
-            Input::Inferred { job, verdict } => {
-                ingest.inferred(now, plan, lanes, job, verdict.as_ref());
+            Input::Inferred(scored) => {
+                ingest.inferred(now, plan, lanes, &scored);
                 if self.stopping && !self.said_farewell {
                     self.commit_last(now_us);
                 }
@@ -197,6 +200,7 @@ impl Gateway {
         if self.stopping && !self.said_farewell && !self.lanes.is_committing() && !self.is_scoring() {
             self.farewell(now);
         }
+        self.tell_losses(now_us, self.said_farewell);
         self.drain_ingest();
     }
 
@@ -206,7 +210,7 @@ impl Gateway {
             self.outputs.push_back(match output {
                 Out::Write { conn, bytes } => Output::ClientWrite { conn, bytes },
                 Out::Read { conn } => Output::ClientRead { conn },
-                Out::Close { conn, close } => Output::ClientClose { conn, close },
+                Out::Close { conn, client_id, close } => Output::ClientClose { conn, client_id, close },
                 Out::Authenticate { conn, username, password } => Output::Authenticate { conn, username, password },
             });
         }
@@ -393,6 +397,7 @@ impl Gateway {
 
 mod control;
 mod events;
+mod losses;
 #[cfg(test)]
 mod tests;
 mod ways;

@@ -7,9 +7,12 @@
 pub(crate) mod auth;
 mod driver;
 pub(crate) mod listen;
+mod notices;
 pub(crate) mod uplink;
 
 pub(crate) use driver::{Driver, DriverParts, InferBatch, UplinkHandle, moment};
+
+use std::net::SocketAddr;
 
 use tokio::sync::{mpsc, oneshot};
 use weir_logic::ingest::ConnId;
@@ -20,6 +23,7 @@ use weir_logic::mqtt::{AuthRefusal, UserIndex};
 pub(crate) enum Message {
     ClientOpened {
         listener: usize,
+        peer: SocketAddr,
         /// The client's certificate (DER), if it showed one.
         certificate: Option<Vec<u8>>,
         commands_tx: mpsc::UnboundedSender<listen::ClientCommand>,
@@ -31,6 +35,11 @@ pub(crate) enum Message {
     },
     ClientLost {
         conn: ConnId,
+    },
+    /// A client was gone before it had a number.
+    HandshakeFailed {
+        peer: SocketAddr,
+        reason: String,
     },
     Authenticated {
         conn: ConnId,

@@ -87,7 +87,7 @@ pub enum AdminError {
         addr: SocketAddr,
     },
     /// The address is taken or not ours.
-    #[error("the admin address {addr} cannot be bound")]
+    #[error("the admin address {addr} cannot be bound (is another Weir running? set `admin.http` to a port that is free)")]
     BindHttp {
         /// The address asked for.
         addr: SocketAddr,
@@ -95,7 +95,7 @@ pub enum AdminError {
         source: io::Error,
     },
     /// The socket file cannot be made.
-    #[error("the admin socket {} cannot be made", path.display())]
+    #[error("the admin socket {} cannot be made (its folder must be there and writable for this user: see `admin.unix`)", path.display())]
     BindUnix {
         /// The path asked for.
         path: PathBuf,
@@ -103,7 +103,7 @@ pub enum AdminError {
         source: io::Error,
     },
     /// Another process answers on the socket file.
-    #[error("the admin socket {} is in use by a running process", path.display())]
+    #[error("the admin socket {} is in use by a running process: stop it, or set `admin.unix` to another path", path.display())]
     InUse {
         /// The path asked for.
         path: PathBuf,
@@ -217,10 +217,10 @@ impl Gate {
             self.refused.fetch_add(1, Ordering::Relaxed);
             return;
         };
-        let pages = self.pages.clone();
+        let (pages, refused) = (self.pages.clone(), self.refused.clone());
         tokio::spawn(async move {
             let service = service_fn(|request| {
-                let response = respond(&pages, &request);
+                let response = respond(&pages, refused.load(Ordering::Relaxed), &request);
                 async move { Ok::<_, Infallible>(response) }
             });
             let connection = hyper::server::conn::http1::Builder::new()
@@ -267,7 +267,7 @@ async fn accept<L, S>(listener: Option<&L>, accept: impl AsyncFnOnce(&L) -> io::
     }
 }
 
-fn respond(pages: &Pages, request: &Request<Incoming>) -> Response<Full<Bytes>> {
+fn respond(pages: &Pages, refused: u64, request: &Request<Incoming>) -> Response<Full<Bytes>> {
     if !is_own_host(request) {
         return reply(StatusCode::FORBIDDEN, "text/plain", "foreign host name\n");
     }
@@ -281,7 +281,15 @@ fn respond(pages: &Pages, request: &Request<Incoming>) -> Response<Full<Bytes>> 
             let status = if health.is_ok { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
             reply(status, "text/plain; charset=utf-8", health.text + "\n")
         }
-        "/metrics" => reply(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", (pages.metrics)()),
+        "/metrics" => {
+            let mut own = MetricsText::new();
+            own.counter(
+                "weir_admin_connections_refused_total",
+                "Admin connections closed because there were too many.",
+                refused,
+            );
+            reply(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", (pages.metrics)() + &own.finish())
+        }
         "/status.json" => reply(StatusCode::OK, "application/json", (pages.status_json)()),
         _ => {
             let known = "not found; here are /, /healthz, /metrics and /status.json\n";

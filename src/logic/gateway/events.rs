@@ -3,8 +3,8 @@
 use bytes::Bytes;
 
 use crate::health::{OpenReason, PathStats, UplinkState};
-use crate::ids::{BlockKey, Class};
-use crate::ingest::{ConnId, InferJob, Verdict};
+use crate::ids::{BlockKey, Class, VoidReason};
+use crate::ingest::{ConnId, InferJob, Scored};
 use crate::lanes::Flow;
 use crate::mqtt::{AuthRefusal, Close, UserIndex};
 use crate::plan::Reason;
@@ -40,13 +40,8 @@ pub enum Input<'a> {
         /// Who it is, or why it is not let in.
         result: Result<UserIndex, AuthRefusal>,
     },
-    /// Answers [`Output::Infer`]; `None` if the model failed.
-    Inferred {
-        /// The job's number.
-        job: u64,
-        /// What the model says.
-        verdict: Option<Verdict>,
-    },
+    /// Answers [`Output::Infer`].
+    Inferred(Scored),
     /// Answers [`Output::Commit`].
     Committed {
         /// The request's ticket.
@@ -124,6 +119,8 @@ pub enum Output {
     ClientClose {
         /// The client.
         conn: ConnId,
+        /// Its client id; empty if it never gave one.
+        client_id: String,
         /// Why.
         close: Close,
     },
@@ -239,4 +236,24 @@ pub enum Event {
     },
     /// The buffer takes transactions again.
     CommitRecovered,
+    /// Records are given up, as none were for a while.
+    LossBegan {
+        /// Their lane.
+        class: Class,
+        /// Why.
+        reason: VoidReason,
+        /// How many so far; more may follow.
+        records: u64,
+    },
+    /// No more records are given up for this reason.
+    LossEnded {
+        /// Their lane.
+        class: Class,
+        /// Why.
+        reason: VoidReason,
+        /// How many it were in all since [`Event::LossBegan`].
+        records: u64,
+        /// From the first to the last, in microseconds.
+        lasted_us: u64,
+    },
 }

@@ -13,7 +13,9 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use bytes::Bytes;
 
+use super::Event;
 use crate::block::Codec;
+use crate::ids::{Class, VoidReason};
 use crate::lanes::Durability;
 use client::ClientPlan;
 use rng::Rng;
@@ -128,4 +130,37 @@ fn an_outage_costs_about_one_commit_a_second() {
             assert_eq!(world.voided(), 0);
         }
     }
+}
+
+#[test]
+fn data_that_is_lost_is_told_once_when_it_begins_and_once_when_it_has_ended() {
+    let mut scenario = Scenario::calm(Durability::Disk, sensor(2_000, 50_000));
+    scenario.lanes[2].cap_bytes = 100_000;
+    scenario.limits.block_target_bytes = 4_000;
+    scenario.troubles = vec![(1_000_000, Trouble::LinkDown, 300_000_000)];
+    let mut world = World::new(1, scenario);
+    world.play_until(290_000_000);
+    let losses: Vec<_> =
+        world.told.iter().filter(|event| matches!(event, Event::LossBegan { .. } | Event::LossEnded { .. })).collect();
+    let [
+        Event::LossBegan { class: Class::Normal, reason: VoidReason::Evicted, records: first },
+        Event::LossEnded { class: Class::Normal, reason: VoidReason::Evicted, records: all, .. },
+    ] = losses[..]
+    else {
+        panic!("{losses:?}")
+    };
+    assert!(*first > 0 && first < all, "{first} of {all}");
+    assert_eq!(*all, world.gateway.as_ref().expect("it runs").lanes().counters(Class::Normal).evicted);
+}
+
+#[test]
+fn a_window_that_could_not_be_scored_is_kept_as_it_was() {
+    let mut scenario = Scenario::calm(Durability::Through, ClientPlan { only: Some(5), ..sensor(2_000, 5_000) });
+    scenario.ack_record = true;
+    let mut world = World::new(1, scenario);
+    world.play_until(20_000_000);
+    world.play_out(20_000_000);
+    let fates = world.gateway.as_ref().expect("it runs").ingest().fates(5);
+    assert!(world.failed_windows > 10 && fates.verdicts > 400, "{fates:?}");
+    assert_eq!(fates.windows, world.failed_windows);
 }

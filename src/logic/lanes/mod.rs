@@ -57,10 +57,18 @@ pub struct LanePolicy {
     pub durability: Durability,
     /// Most bytes of sealed blocks; beyond it the oldest are evicted.
     pub cap_bytes: u64,
-    /// Oldest age in microseconds of service time; `None` for no limit.
+    /// Age in microseconds of service time from which a record may be given up; a sixteenth later it is. `None` for no limit.
     pub ttl_us: Option<u64>,
     /// Its part of an uplink that all lanes want, relative to the other lanes' parts.
     pub share: u32,
+}
+
+impl LanePolicy {
+    /// Longest time from the first record of a block to its last: a block is given up as a whole, when its last record has
+    /// outlived the TTL. A sixteenth of the TTL makes no more than 17 blocks of records that trickle in.
+    fn span_us_max(&self) -> u64 {
+        self.ttl_us.map_or(u64::MAX, |ttl_us| ttl_us / 16)
+    }
 }
 
 /// Limits over all lanes.
@@ -140,8 +148,11 @@ pub struct Lanes {
     pending_deletes: Vec<SeqRange>,
     /// Since when removals or voids have waited for a transaction.
     tidy_since_us: Option<u64>,
-    /// Voids that the cloud has not acknowledged.
+    /// Voids that the cloud has not acknowledged. Between two of one lane lies a block that is held or, up to
+    /// [`VOIDS_COUNT_MAX`] in all, another reason.
     voids: BTreeMap<BlockKey, Void>,
+    /// Voids that were told with the reason of a later one, for want of room.
+    voids_relabelled: u64,
     voids_to_write: Vec<Void>,
     voids_to_forget: Vec<BlockKey>,
     voids_to_send: BTreeSet<BlockKey>,
@@ -170,6 +181,11 @@ const TIDY_WAIT_US: u64 = 5_000_000;
 const TIDY_UNSAFE_US: u64 = 1_000_000;
 /// Removals are not let grow beyond this.
 const DELETES_COUNT_MAX: usize = 1_024;
+/// Voids beyond which neighbours become one whatever their reasons: 200 KiB of memory.
+const VOIDS_COUNT_MAX: usize = 4_096;
+/// Older runs of which something may be held; the oldest are given up when the buffer is opened. A Hello names them all, in
+/// about ten bytes each, and must stay below the limit of a message.
+const HELD_EPOCHS_MAX: usize = 32_768;
 /// How long to wait before a failed transaction is tried again.
 const RETRY_US: u64 = 1_000_000;
 /// Late acks make no more than a transaction in this time.
@@ -238,6 +254,7 @@ impl Lanes {
             pending_deletes: Vec::new(),
             tidy_since_us: None,
             voids: voids.iter().map(|void| (void.key, *void)).collect(),
+            voids_relabelled: 0,
             voids_to_write: Vec::new(),
             voids_to_forget: Vec::new(),
             voids_to_send: voids.iter().map(|void| void.key).collect(),
@@ -248,6 +265,7 @@ impl Lanes {
             checked_us: now_us,
         };
         lanes.void_damaged(now_us, damaged);
+        lanes.give_up_oldest_epochs(now_us);
         lanes
     }
 
@@ -281,7 +299,9 @@ impl Lanes {
 
     /// Appends a record of a stream to the lane of its class and returns its sequence number.
     pub fn push(&mut self, now_us: u64, class: Class, stream: u16, record: &NewRecord<'_>) -> u64 {
-        if self.lanes[class.index()].staging.is_full_for(record.payload.len(), self.limits.block_target_bytes) {
+        let Lane { staging, policy, .. } = &self.lanes[class.index()];
+        let spans_us = staging.born_us().map_or(0, |born_us| record.at_us.saturating_sub(born_us));
+        if staging.is_full_for(record.payload.len(), self.limits.block_target_bytes) || spans_us > policy.span_us_max() {
             self.seal(now_us, class);
         }
         let lane = &mut self.lanes[class.index()];

@@ -167,11 +167,13 @@ proptest! {
         let (mut pushed, mut sent, mut loads) = ([0u64; 4], Vec::<Bytes>::new(), Vec::new());
         let mut acked: PerClass<RangeSet> = Default::default();
         let mut running: Option<CommitRequest> = None;
+        let mut came_us: PerClass<Vec<u64>> = Default::default();
         for op in ops {
             match op {
                 Op::Push(class, len) => {
                     prop_assert_eq!(push(&mut lanes, now_us, Class::ALL[class], len), pushed[class]);
                     pushed[class] += 1;
+                    came_us[class].push(now_us);
                 }
                 Op::Wait(us) => now_us += us,
                 Op::Send => {
@@ -214,6 +216,10 @@ proptest! {
             lanes.tick(now_us);
             check(&lanes);
             prop_assert!(lanes.deadline_us() <= now_us + SECOND);
+            for void in lanes.voids.values().filter(|void| void.reason == VoidReason::Expired) {
+                let youngest_us = came_us[void.key.lane.index()][void.last_seq as usize];
+                prop_assert!(youngest_us + ttl.unwrap_or(u64::MAX) <= now_us, "{:?} expired after {} us", void, now_us - youngest_us);
+            }
             for class in Class::ALL {
                 let (at, lane) = (class.index(), &lanes.lanes[class.index()]);
                 let mut places = acked[at].clone();
@@ -358,13 +364,32 @@ fn age_is_counted_over_restarts() {
     assert_eq!(held.iter().map(|held| held.header.born_us).collect::<Vec<_>>(), [5 * SECOND, 9 * SECOND]);
     let policies = [LanePolicy { ttl_us: Some(20 * SECOND), ..policy(Durability::Disk) }; 4];
     let mut after = Lanes::new(20 * SECOND, Epoch(10), policies, LIMITS, Found { held: &held, ..Found::default() }, thinner());
-    for (now_s, expired) in [(21, 0), (25, 0), (26, 1), (29, 1), (30, 2)] {
+    // 20 s and a sixteenth of them.
+    for (now_s, expired) in [(25, 0), (26, 0), (27, 1), (30, 1), (31, 2)] {
         after.tick(now_s * SECOND);
         assert_eq!(after.counters(Class::High).expired, expired, "after {now_s} s");
     }
     let voids = after.take_voids_to_send();
     assert_eq!(voids.len(), 1, "neighbours are one void: {voids:?}");
     assert_eq!((voids[0].key.epoch, voids[0].key.first_seq, voids[0].last_seq), (Epoch(9), 0, 1));
+}
+
+#[test]
+fn in_an_outage_records_expire_at_their_ttl_and_not_with_the_oldest_beside_them() {
+    // One a second, far from filling a block.
+    let ttl_us = 60 * SECOND;
+    let mut lanes = lanes([LanePolicy { ttl_us: Some(ttl_us), ..policy(Durability::Disk) }; 4]);
+    let (mut disk, mut most) = (BTreeMap::new(), 0);
+    for second in 1..400 {
+        push(&mut lanes, second * SECOND, Class::Normal, 10);
+        commits(&mut lanes, second * SECOND, (second + 1) * SECOND - 1, &mut disk);
+        let expired = lanes.counters(Class::Normal).expired;
+        assert!(expired <= second.saturating_sub(60), "{expired} of {second} records expired");
+        assert!(expired + 1 >= second.saturating_sub(60 + 8), "only {expired} of {second} records expired");
+        most = most.max(lanes.status(Class::Normal).blocks);
+    }
+    assert!((10..=18).contains(&most), "{most} blocks hold a minute's records");
+    check(&lanes);
 }
 
 #[test]
@@ -706,4 +731,76 @@ fn check_under_way(lanes: &Lanes) {
         let sent = |block: &Block| if let Send::UnderWay(under_way) = block.send { u64::from(under_way.len) } else { 0 };
         assert_eq!(lane.under_way_bytes(0), lane.blocks.values().map(sent).sum::<u64>());
     }
+}
+
+#[test]
+fn voids_become_one_across_what_the_cloud_has_and_never_across_what_is_held() {
+    let mut lanes = all(Durability::Disk);
+    lanes.set_uplink_up(0, true);
+    for _ in 0..50 {
+        push(&mut lanes, SECOND, Class::Normal, 1_000);
+        lanes.seal(SECOND, Class::Normal);
+    }
+    lanes.ack(SECOND, 0, Class::Normal, Epoch(9), 10..=19);
+    for position in (0..10).chain(20..30).chain(40..50) {
+        lanes.give_up(2 * SECOND, Class::Normal, (0, position), VoidReason::Evicted);
+    }
+    let ranges: Vec<_> = lanes.voids.values().map(|void| (void.key.first_seq, void.last_seq)).collect();
+    assert_eq!(ranges, [(0, 29), (40, 49)]);
+    check(&lanes);
+}
+
+#[test]
+fn voids_have_a_limit_beyond_which_neighbours_share_the_later_reason() {
+    let mut lanes = all(Durability::Disk);
+    for turn in 0..3 * VOIDS_COUNT_MAX as u64 {
+        push(&mut lanes, SECOND, Class::Normal, 1);
+        lanes.seal(SECOND, Class::Normal);
+        let reason = if turn % 2 == 0 { VoidReason::Evicted } else { VoidReason::Expired };
+        lanes.give_up(SECOND, Class::Normal, (0, turn), reason);
+    }
+    assert_eq!(lanes.void_count(), VOIDS_COUNT_MAX);
+    assert_eq!(lanes.voids_relabelled(), 2 * VOIDS_COUNT_MAX as u64);
+    let covered: RangeSet = lanes.voids.values().fold(RangeSet::new(), |mut all, void| {
+        all.insert(void.key.first_seq..=void.last_seq);
+        all
+    });
+    assert_eq!((covered.range_count(), covered.len()), (1, 3 * VOIDS_COUNT_MAX as u64), "all are told, each once");
+}
+
+#[test]
+fn no_more_runs_are_held_than_a_hello_can_name() {
+    let surplus = 10;
+    let header = |run: u64| BlockHeader {
+        key: BlockKey { lane: Class::High, epoch: Epoch(u64::MAX - run), first_seq: 0 },
+        last_seq: 1,
+        born_us: run,
+        wall_offset_us: None,
+        count: 2,
+        raw_len: 10,
+        fidelity: crate::block::Fidelity::Full,
+    };
+    let runs = (HELD_EPOCHS_MAX + surplus) as u64;
+    let held: Vec<Held> = (0..runs).map(|run| Held { header: header(run), len: 100 }).collect();
+    let found = Found { held: &held, ..Found::default() };
+    let mut lanes = Lanes::new(SECOND, Epoch(9), [policy(Durability::Disk); 4], LIMITS, found, thinner());
+    let named = lanes.held_epochs();
+    assert_eq!((named.len(), named[0]), (HELD_EPOCHS_MAX, Epoch(u64::MAX - surplus as u64)), "the oldest are gone");
+    assert_eq!(lanes.counters(Class::High).evicted, 2 * surplus as u64);
+    let removed = lanes.commit(10 * SECOND).expect("the disk may forget them").deletes;
+    assert_eq!(removed.len(), surplus);
+    check(&lanes);
+    // What names them all is a message that can be sent.
+    let mut session = crate::uplink::Session::new(
+        0,
+        crate::uplink::SessionLimits { ping_us: 1, silence_us: 10, connect_us: 10, backoff_us: (1, 2) },
+        1,
+    );
+    session.tick(0, Default::default);
+    session.connected(0, lanes.epoch(), &named, "test");
+    let written = std::iter::from_fn(|| session.poll()).find_map(|output| match output {
+        crate::uplink::SessionOutput::Write(bytes) => Some(bytes.len()),
+        _ => None,
+    });
+    assert!(written.is_some_and(|len| len <= crate::wire::CONTROL_LEN_MAX), "{written:?}");
 }

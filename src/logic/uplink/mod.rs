@@ -135,6 +135,9 @@ pub struct Session {
     backoff: Backoff,
     input: BytesMut,
     heard_us: u64,
+    /// When the session came up, and whether the cloud has acknowledged anything in it.
+    up_us: u64,
+    has_acked: bool,
     next_ping_us: u64,
     nonce: u64,
     pings: VecDeque<(u64, u64)>,
@@ -155,6 +158,8 @@ impl Session {
             backoff: Backoff::new(limits.backoff_us.0, limits.backoff_us.1, seed),
             input: BytesMut::new(),
             heard_us: now_us,
+            up_us: now_us,
+            has_acked: false,
             next_ping_us: now_us,
             nonce: 0,
             pings: VecDeque::new(),
@@ -245,7 +250,7 @@ impl Session {
                 self.acked(&have);
                 if !more && matches!(self.state, State::Greeting { .. }) {
                     self.state = State::Up;
-                    self.backoff.reset();
+                    (self.up_us, self.has_acked) = (now_us, false);
                     self.counters.ups += 1;
                     self.next_ping_us = now_us;
                     self.credits = [FIRST_CREDIT_BYTES; 4];
@@ -253,7 +258,10 @@ impl Session {
                     self.outputs.push_back(SessionOutput::Up);
                 }
             }
-            Some(Body::Ack(Ack { ranges })) => self.acked(&ranges),
+            Some(Body::Ack(Ack { ranges })) => {
+                self.has_acked |= !ranges.is_empty();
+                self.acked(&ranges);
+            }
             Some(Body::Pong(pong)) => {
                 while let Some((nonce, sent_us)) = self.pings.pop_front() {
                     if nonce == pong.nonce {
@@ -399,6 +407,10 @@ impl Session {
     fn down(&mut self, now_us: u64, reason: DownReason) {
         let was_up = self.is_up();
         self.counters.downs += u64::from(was_up);
+        // A Welcome alone proves nothing: a cloud that greets and closes would get our credits' worth of data twice a second.
+        if was_up && (self.has_acked || now_us >= self.up_us.saturating_add(self.limits.backoff_us.1)) {
+            self.backoff.reset();
+        }
         self.state = State::Waiting { retry_us: now_us + self.backoff.next_us() };
         self.credits = [0; 4];
         self.last_down = Some(reason.clone());

@@ -11,9 +11,9 @@ use super::rng::Rng;
 use super::scenario::{Scenario, Trouble};
 use super::store::Store;
 use crate::block::Codec;
-use crate::ids::BlockKey;
+use crate::ids::{BlockKey, VoidReason};
 use crate::ingest::ConnId;
-use crate::ingest::Verdict;
+use crate::ingest::{Scored, Verdict};
 use crate::lanes::Durability;
 use crate::mqtt::UserIndex;
 use crate::ranges::RangeSet;
@@ -156,6 +156,13 @@ pub(super) struct World {
     fates: BTreeMap<u64, Fate>,
     acked: BTreeMap<u64, Epoch>,
     sends: BTreeMap<u64, u32>,
+    /// Windows being scored, by job.
+    windows: BTreeMap<u64, Vec<f32>>,
+    pub(super) failed_windows: u64,
+    /// What an operator would have heard.
+    pub(super) told: Vec<Event>,
+    /// When each record that was written came.
+    came_us: BTreeMap<(Epoch, Class, u64), u64>,
     /// PUBACKs that only voids explain.
     excused: BTreeMap<(Epoch, Class), BTreeSet<u64>>,
     crashed: Vec<Epoch>,
@@ -195,6 +202,10 @@ impl World {
             fates: BTreeMap::new(),
             acked: BTreeMap::new(),
             sends: BTreeMap::new(),
+            windows: BTreeMap::new(),
+            failed_windows: 0,
+            told: Vec::new(),
+            came_us: BTreeMap::new(),
             excused: BTreeMap::new(),
             crashed: Vec::new(),
             stopping: false,
@@ -278,7 +289,9 @@ impl World {
             Ev::Inferred { run, job } if run == self.run => {
                 let verdict = Verdict { label: "x".into(), score: 0.5, confidence: 0.75 };
                 let verdict = (!self.rng.percent(5)).then_some(verdict);
-                self.input(Input::Inferred { job, verdict });
+                let window = self.windows.remove(&job).expect("a job has its window");
+                self.failed_windows += u64::from(verdict.is_none());
+                self.input(Input::Inferred(Scored { job, window, verdict }));
             }
             Ev::Committed { run } if run == self.run => self.committed(),
             Ev::Loaded { run, key } if run == self.run => {
@@ -427,12 +440,14 @@ impl World {
                     self.after(wait, Ev::Authenticated(conn.0));
                 }
                 Output::Infer(job) => {
+                    self.windows.insert(job.job, job.window);
                     let (wait, run) = (self.rng.range(500, 40_000), self.run);
                     self.after(wait, Ev::Inferred { run, job: job.job });
                 }
                 Output::Commit(request) => {
                     assert!(self.committing.is_none(), "one transaction at a time");
                     assert!(!request.is_empty());
+                    self.check_ages(&request);
                     self.tally.commits += 1;
                     self.tally.puts += request.puts.len() as u64;
                     self.committing = Some(request);
@@ -458,7 +473,7 @@ impl World {
                         self.abandon(session);
                     }
                 }
-                Output::Event(_) => {}
+                Output::Event(event) => self.told.push(event),
             }
         }
         self.check();
@@ -473,6 +488,25 @@ impl World {
         let slack = self.clients.len() as u64 * 70_000 + 20_000;
         let max = self.scenario.limits.memory_bytes + slack;
         assert!(memory <= max, "{memory} bytes in memory, more than {max}");
+    }
+
+    /// No record expires before its TTL.
+    fn check_ages(&mut self, request: &CommitRequest) {
+        for put in &request.puts {
+            let (_, records) = self.codec.open(&put.block).expect("a sound block");
+            let key = put.header.key;
+            for record in records {
+                let record = record.expect("a sound record");
+                self.came_us.insert((key.epoch, key.lane, record.seq), record.at_us);
+            }
+        }
+        for void in request.voids.iter().filter(|void| void.reason == VoidReason::Expired) {
+            let ttl_us = self.scenario.lanes[void.key.lane.index()].ttl_us.expect("without a TTL nothing expires");
+            let seq = |seq| (void.key.epoch, void.key.lane, seq);
+            if let Some((key, at_us)) = self.came_us.range(seq(void.key.first_seq)..=seq(void.last_seq)).next_back() {
+                assert!(at_us + ttl_us <= self.now, "{key:?} expired {} us after it came", self.now - at_us);
+            }
+        }
     }
 
     fn committed(&mut self) {
