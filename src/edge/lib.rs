@@ -190,7 +190,7 @@ impl Edge {
         let (models, infos) = start_models(config, &infer_tx)?;
         let policy = config.policy(&infos)?;
         let found = Found { held: &opened.held, voids: &opened.voids, damaged: &opened.damaged };
-        let start = Start { epoch, seed: random()?, software: SOFTWARE, found };
+        let start = Start { epoch, seed: random()?, software: SOFTWARE, found, budgets: &[] };
         let gateway = Gateway::new(now, policy, &start)?;
         base_status.epoch = format!("{:016x}", epoch.0);
 

@@ -238,7 +238,7 @@ fn a_kill_costs_folded_samples_of_the_last_moments_only() {
     await_acks(&sensors, 2_500);
     // Nothing that was acknowledged longer ago than this is lost: a span is 0.2 s here, and a commit at most 1 s.
     let moments = Duration::from_secs(2);
-    let killed = std::time::Instant::now();
+    let killed = Instant::now();
     site.kill_edge();
     site.start_edge();
     await_acks(&sensors, 500);

@@ -378,8 +378,8 @@ impl Driver {
             Event::UplinkUp { uplink } => {
                 tracing::info!(uplink = self.parts.uplinks[usize::from(*uplink)].name, "uplink is up")
             }
-            Event::UplinkDown { reason: DownReason::Stopped, .. }
-            | Event::AttemptFailed { reason: DownReason::Stopped, .. } => {}
+            Event::UplinkDown { reason: DownReason::Stopped | DownReason::Resting, .. }
+            | Event::AttemptFailed { reason: DownReason::Stopped | DownReason::Resting, .. } => {}
             Event::AttemptFailed { uplink, reason } => {
                 let uplink = usize::from(*uplink);
                 // Said once an outage: the attempts that follow are counted and their reason is in the status.
@@ -395,6 +395,19 @@ impl Driver {
             Event::Planned { stream, version, planned, reason } => {
                 let stream = &self.parts.gateway.policy().streams[usize::from(*stream)].name;
                 tracing::info!(stream = &**stream, version, planned, %reason, "plan");
+            }
+            Event::Routed { lane, version, uplink, reason, rejected } => {
+                let uplink = uplink.map_or("none", |uplink| &*self.parts.uplinks[usize::from(uplink)].name);
+                tracing::info!(lane = lane.name(), version, uplink, reason, rejected = rejected.join("; "), "route");
+            }
+            Event::UplinkState { uplink, from, to, reason } => {
+                let (uplink, from, to) = (&self.parts.uplinks[usize::from(*uplink)].name, from.name(), to.name());
+                let reason = reason.map(|reason| reason.to_string()).unwrap_or_default();
+                if matches!((from, to), ("green", "yellow") | ("yellow", "green")) {
+                    tracing::debug!(uplink, from, to, "uplink state");
+                } else {
+                    tracing::info!(uplink, from, to, reason, "uplink state");
+                }
             }
             Event::CommitFailed { error } => tracing::error!(err = %error, "the buffer takes no data; senders are held back"),
             Event::CommitRecovered => tracing::info!("the buffer takes data again"),

@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 
-use crate::health::PathStats;
+use crate::health::{OpenReason, PathStats, UplinkState};
 use crate::ids::{BlockKey, Class, VoidReason};
 use crate::ingest::{ConnId, InferJob, Scored};
 use crate::lanes::Flow;
@@ -204,6 +204,30 @@ pub enum Event {
         planned: String,
         /// Why.
         reason: Reason,
+    },
+    /// A lane goes by another uplink than before.
+    Routed {
+        /// The lane.
+        lane: Class,
+        /// The plan's version.
+        version: u64,
+        /// The uplink that it prefers now; `None` if there is none that it may use.
+        uplink: Option<u8>,
+        /// Why, in words.
+        reason: String,
+        /// The others, and why they are not it.
+        rejected: Vec<String>,
+    },
+    /// What is thought of an uplink has changed.
+    UplinkState {
+        /// The uplink.
+        uplink: u8,
+        /// Before.
+        from: UplinkState,
+        /// From now on.
+        to: UplinkState,
+        /// Why its breaker is not closed.
+        reason: Option<OpenReason>,
     },
     /// The buffer did not take a transaction; it is tried again.
     CommitFailed {

@@ -105,6 +105,8 @@ pub struct LaneCounters {
     pub sent_bytes: u64,
     /// Blocks handed to an uplink again because a session ended before their ack.
     pub repeated_blocks: u64,
+    /// Blocks handed to a second uplink too, because they are critical.
+    pub copied_blocks: u64,
     /// Records written to disk because the cloud's ack was late or memory ran out (`through` and `memory` lanes).
     pub spilled: u64,
 }
@@ -191,9 +193,9 @@ const SPILL_INTERVAL_US: u64 = 1_000_000;
 /// How often caps and ages are checked; caps also whenever a block is sealed.
 const CHECK_US: u64 = 1_000_000;
 
-/// Adds to a list by stream, which grows as streams appear.
-fn add_at<T: Copy + Default + std::ops::AddAssign>(list: &mut Vec<T>, stream: u16, more: T) {
-    let at = usize::from(stream);
+/// Adds to a list by stream or uplink, which grows as they appear.
+fn add_at<T: Copy + Default + std::ops::AddAssign>(list: &mut Vec<T>, at: u16, more: T) {
+    let at = usize::from(at);
     if at >= list.len() {
         list.resize(at + 1, T::default());
     }
@@ -382,8 +384,8 @@ impl Lanes {
         check.min(commit)
     }
 
-    /// The cloud has these durably, or has noted their void.
-    pub fn ack(&mut self, now_us: u64, class: Class, epoch: Epoch, range: RangeInclusive<u64>) {
+    /// The cloud said over uplink `via` that it has these durably, or has noted their void.
+    pub fn ack(&mut self, now_us: u64, via: u8, class: Class, epoch: Epoch, range: RangeInclusive<u64>) {
         let Some(order) = self.epochs.iter().position(|&e| e == epoch).map(|order| order as u32) else { return };
         let (first, last) = (*range.start(), *range.end());
         let lane = &mut self.lanes[class.index()];
@@ -403,8 +405,9 @@ impl Lanes {
         for position in done {
             let block = self.lanes[class.index()].remove(position).expect("found above");
             let mut thinned = 0;
-            if let Send::UnderWay(UnderWay { uplink, since_us, sent_us, len, thinned: left_out }) = block.send {
+            if let Send::UnderWay(UnderWay { uplink, also, since_us, sent_us, len, thinned: left_out }) = block.send {
                 thinned = left_out;
+                let uplink = also.filter(|&also| also == via).unwrap_or(uplink);
                 self.acked.push(Acked { uplink, bytes: len.into(), sent_us });
                 if self.lanes[class.index()].policy.durability == Durability::Through {
                     self.ack_times.record(now_us.saturating_sub(since_us));
@@ -439,7 +442,7 @@ impl Lanes {
             records: lane.records + staged,
             bytes: lane.bytes,
             memory_bytes: lane.memory_len(),
-            under_way_bytes: lane.under_way_bytes,
+            under_way_bytes: lane.under_way.iter().sum(),
             oldest_us: lane.blocks.first_key_value().map(|(_, b)| b.header.born_us).or(lane.staging.born_us()),
             blocks: lane.blocks.len() as u64,
         }

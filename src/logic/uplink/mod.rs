@@ -89,6 +89,12 @@ pub enum DownReason {
     /// What came is not the protocol.
     #[error("{0}")]
     Protocol(#[from] FrameError),
+    /// It answers, but data does not pass.
+    #[error("data does not pass; it is tried anew")]
+    Blocked,
+    /// Nothing needs it now.
+    #[error("not needed now")]
+    Resting,
     /// The box was asked to stop.
     #[error("the box stops")]
     Stopped,
@@ -323,14 +329,7 @@ impl Session {
                 self.hang_up(now_us, DownReason::Silence { silent_ms: (now_us - self.heard_us) / 1_000 });
             }
             State::Up if now_us >= self.next_ping_us => {
-                self.nonce += 1;
-                self.next_ping_us = now_us + self.limits.ping_us;
-                self.pings.push_back((self.nonce, now_us));
-                if self.pings.len() > PINGS_MAX {
-                    self.pings.pop_front();
-                }
-                self.write(Body::Ping(Ping { nonce: self.nonce, service_us: now_us, settled: settled().to_vec() }));
-                self.outputs.push_back(SessionOutput::Pinged);
+                self.write_ping(now_us, settled());
             }
             _ => {}
         }
@@ -345,12 +344,53 @@ impl Session {
         }
     }
 
+    /// Sends a heartbeat now rather than when it is due; false if the session is not up.
+    pub fn ping(&mut self, now_us: u64, settled: PerClass<u64>) -> bool {
+        if self.is_up() {
+            self.write_ping(now_us, settled);
+        }
+        self.is_up()
+    }
+
+    /// Ends the session, to start anew after a while.
+    pub fn fail(&mut self, now_us: u64, reason: DownReason) {
+        if !matches!(self.state, State::Waiting { .. }) {
+            self.hang_up(now_us, reason);
+        }
+    }
+
+    /// Says goodbye and stays down until [`Session::wake`].
+    pub fn rest(&mut self, now_us: u64) {
+        if !matches!(self.state, State::Waiting { .. }) {
+            self.hang_up(now_us, DownReason::Resting);
+        }
+        self.state = State::Waiting { retry_us: u64::MAX };
+    }
+
+    /// Connects at once if it is at rest.
+    pub fn wake(&mut self, now_us: u64) {
+        if self.state == (State::Waiting { retry_us: u64::MAX }) {
+            self.state = State::Waiting { retry_us: now_us };
+        }
+    }
+
     /// Says goodbye and stays down; for shutdown.
     pub fn stop(&mut self, now_us: u64) {
         if !matches!(self.state, State::Waiting { .. }) {
             self.hang_up(now_us, DownReason::Stopped);
         }
         self.state = State::Waiting { retry_us: u64::MAX };
+    }
+
+    fn write_ping(&mut self, now_us: u64, settled: PerClass<u64>) {
+        self.nonce += 1;
+        self.next_ping_us = now_us + self.limits.ping_us;
+        self.pings.push_back((self.nonce, now_us));
+        if self.pings.len() > PINGS_MAX {
+            self.pings.pop_front();
+        }
+        self.write(Body::Ping(Ping { nonce: self.nonce, service_us: now_us, settled: settled.to_vec() }));
+        self.outputs.push_back(SessionOutput::Pinged);
     }
 
     fn write(&mut self, body: Body) {
