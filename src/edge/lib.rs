@@ -14,16 +14,16 @@ use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio_rustls::TlsAcceptor;
-use weir_host::admin::{self, Admin, AdminError, AdminSockets, Health, Pages};
+use weir_host::admin::{self, Admin, AdminError, AdminSockets, Answer, Health, JsonPage, Pages};
 use weir_host::clock::{Clock, WALL_CEILING_US, wall_floor_us};
 use weir_host::notify::Notify;
 use weir_host::quic::{self, QuicError};
 use weir_host::shutdown::Shutdown;
 use weir_host::tls::{self, ClientCerts, Credentials, IdentityError, TlsError, TlsVersion, TrustRoots};
 use weir_infer::{Model, Worker};
-use weir_logic::gateway::{Gateway, Start};
+use weir_logic::gateway::{Gateway, Question, Start};
 use weir_logic::ids::Epoch;
 use weir_logic::ingest::RouteError;
 use weir_logic::lanes::Found;
@@ -205,7 +205,7 @@ impl Edge {
 
         // The operator's window, on a thread of its own.
         let (status_tx, status_rx) = watch::channel(base_status.clone());
-        let admin = Admin::start(sockets.admin, pages(status_rx.clone()))?;
+        let admin = Admin::start(sockets.admin, pages(status_rx.clone(), &messages_tx))?;
         let notify = Notify::from_env().map_err(|source| StartError::System { what: "the notify socket", source })?;
         let driver = Driver::new(DriverParts {
             gateway,
@@ -381,13 +381,27 @@ fn start_uplinks(
     Ok(handles)
 }
 
-fn pages(status_rx: watch::Receiver<Status>) -> Pages {
+fn pages(status_rx: watch::Receiver<Status>, messages_tx: &mpsc::Sender<shell::Message>) -> Pages {
+    // The gateway ends when nobody sends it messages any more; the operator's window must not keep it.
+    let messages_tx = messages_tx.downgrade();
+    let explain = move |query: &str| -> Answer {
+        let (question, messages_tx) = (query.parse::<Question>(), messages_tx.clone());
+        Box::pin(async move {
+            let question = question.map_err(|err| err.to_string())?;
+            let (answer_tx, answer_rx) = oneshot::channel();
+            let stopping = || "the box is stopping".to_owned();
+            let messages_tx = messages_tx.upgrade().ok_or_else(stopping)?;
+            messages_tx.send(shell::Message::Asked { question, answer_tx }).await.map_err(|_| stopping())?;
+            answer_rx.await.map_err(|_| stopping())?
+        })
+    };
     let (health_rx, metrics_rx) = (status_rx.clone(), status_rx.clone());
     Pages {
         health: Box::new(move || health(&health_rx.borrow())),
         metrics: Box::new(move || metrics::text(&metrics_rx.borrow())),
         status_json: Box::new(move || serde_json::to_string(&*status_rx.borrow()).unwrap_or_default()),
         page_html: include_str!("page.html"),
+        json: vec![JsonPage { path: "/explain.json", answer: Box::new(explain) }],
     }
 }
 

@@ -13,11 +13,13 @@ use crate::ingest::{Ingest, Moment, RouteError};
 use crate::lanes::{Found, Lanes, Outgoing};
 use crate::plan::{Plan, View, plan};
 use crate::policy::Policy;
-use crate::price::Explanation;
 use crate::store::StoreError;
 use crate::thin::Thinner;
 use crate::uplink::{Session, SessionOutput};
 
+pub use answers::{
+    Explanation, LaneExplanation, PriceExplanation, Question, QuestionError, RecordExplanation, RecordId, StreamExplanation,
+};
 pub use events::{Event, Input, Output};
 
 use control::{Control, close_reason};
@@ -108,7 +110,7 @@ impl Gateway {
             now_us,
         };
         let uplinks = gateway.uplink_views(now_us);
-        gateway.plan = plan(&gateway.policy, &View { now_us, price: Explanation::default(), uplinks: &uplinks }, None);
+        gateway.plan = plan(&gateway.policy, &View { now_us, price: crate::price::Explanation::default(), uplinks: &uplinks }, None);
         gateway.announce_plan(None);
         gateway.want_ways(now_us);
         gateway.settle(now);
@@ -380,7 +382,7 @@ impl Gateway {
     }
 
     /// The numbers behind the present price of a byte.
-    pub fn price(&self) -> &Explanation {
+    pub fn price(&self) -> &crate::price::Explanation {
         &self.control.price
     }
 
@@ -395,6 +397,7 @@ impl Gateway {
     }
 }
 
+mod answers;
 mod control;
 mod events;
 mod losses;

@@ -202,6 +202,11 @@ impl Driver {
             }
             Message::ClientLost { conn } => gateway.handle(now, Input::ClientLost { conn }),
             Message::HandshakeFailed { peer, reason } => self.refused(now.service_us, peer, "", &reason),
+            Message::Asked { question, answer_tx } => {
+                let answer = gateway.explain(now.service_us, &question);
+                // Who has not waited does not want to know.
+                let _ = answer_tx.send(answer.map(|answer| serde_json::to_string(&answer).unwrap_or_default()));
+            }
             Message::Authenticated { conn, result } => gateway.handle(now, Input::Authenticated { conn, result }),
         }
     }
