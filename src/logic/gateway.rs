@@ -129,6 +129,12 @@ impl Gateway {
             Input::UplinkWritten { uplink, flow, len } => lanes.written(uplink, flow, len),
             Input::UplinkPath { uplink, path } => self.health[usize::from(uplink)].path(now_us, &path),
             Input::UplinkClosed { uplink, reason } => self.uplinks[usize::from(uplink)].closed(now_us, reason),
+            Input::UplinkInterface { uplink, up } => {
+                self.health[usize::from(uplink)].interface(now_us, up);
+                if up {
+                    self.uplinks[usize::from(uplink)].retry_now(now_us);
+                }
+            }
             Input::Stop => self.stop(now),
         }
         self.settle(now);
