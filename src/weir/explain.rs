@@ -68,7 +68,8 @@ fn print(answer: &Explanation, out: &mut impl Write) -> std::io::Result<()> {
         let uplinks = if lane.uplinks.is_empty() { "none".to_owned() } else { lane.uplinks.join(", then ") };
         writeln!(out, "lane {}: by {uplinks}\n  because {}", lane.lane, lane.reason)?;
         rejected(&lane.rejected, out)?;
-        let oldest = lane.oldest_age_us.map(|age_us| format!(", the oldest {:.1} s old", age_us as f64 / 1e6)).unwrap_or_default();
+        let oldest =
+            lane.oldest_age_us.map(|age_us| format!(", the oldest {:.1} s old", age_us as f64 / 1e6)).unwrap_or_default();
         writeln!(
             out,
             "  holds {} records, {} bytes in blocks, {} under way{oldest}",

@@ -176,7 +176,9 @@ impl Driver {
             Woken::Message(message) => self.message(now, message),
             Woken::Store(event) => self.store_event(now, event),
             Woken::Infer(batch) => self.inferred(now, batch),
-            Woken::Uplink(index, generation, event) if generation == self.parts.uplinks[index].generation => {
+            Woken::Uplink(index, generation, event)
+                if generation == self.parts.uplinks[index].generation || matches!(event, UplinkEvent::Interface { .. }) =>
+            {
                 self.uplink_event(now, index as u8, event);
             }
             Woken::Time => self.parts.gateway.handle(now, Input::Tick),
@@ -288,6 +290,7 @@ impl Driver {
                 gateway.handle(now, Input::UplinkPath { uplink, path });
             }
             UplinkEvent::Closed(reason) => gateway.handle(now, Input::UplinkClosed { uplink, reason }),
+            UplinkEvent::Interface { up } => gateway.handle(now, Input::UplinkInterface { uplink, up }),
         }
     }
 
