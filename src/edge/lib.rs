@@ -3,6 +3,7 @@
 //! Sockets, disk, models and threads around `logic::Gateway`. [`bind`] takes the sockets, [`Edge::start`] opens the buffer
 //! and wires everything in the order in which data flows, [`Edge::run`] runs it until shutdown is requested.
 
+mod budget;
 pub mod config;
 mod metrics;
 mod shell;
@@ -184,7 +185,9 @@ impl Edge {
         let (models, infos) = start_models(config, &infer_tx)?;
         let policy = config.policy(&infos)?;
         let found = Found { held: &opened.held, voids: &opened.voids, damaged: &opened.damaged };
-        let start = Start { epoch, seed: random()?, software: SOFTWARE, found, budgets: &[] };
+        let names: Vec<String> = policy.uplinks.iter().map(|uplink| uplink.name.to_string()).collect();
+        let budgets = budget::load(&budget::path(data_dir), &names);
+        let start = Start { epoch, seed: random()?, software: SOFTWARE, found, budgets: &budgets };
         let gateway = Gateway::new(now, policy, &start)?;
         base_status.epoch = format!("{:016x}", epoch.0);
 
@@ -213,6 +216,7 @@ impl Edge {
             uplinks,
             status_tx,
             base_status,
+            budget_path: budget::path(data_dir),
             notify,
             listen_counters,
         });
