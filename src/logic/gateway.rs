@@ -13,11 +13,13 @@ use crate::ingest::{Ingest, Moment, RouteError};
 use crate::lanes::{Found, Lanes, Outgoing};
 use crate::plan::{Plan, View, plan};
 use crate::policy::Policy;
-use crate::price::Explanation;
 use crate::store::StoreError;
 use crate::thin::Thinner;
 use crate::uplink::{Session, SessionOutput};
 
+pub use answers::{
+    Explanation, LaneExplanation, PriceExplanation, Question, QuestionError, RecordExplanation, RecordId, StreamExplanation,
+};
 pub use events::{Event, Input, Output};
 
 use control::{Control, close_reason};
@@ -108,7 +110,8 @@ impl Gateway {
             now_us,
         };
         let uplinks = gateway.uplink_views(now_us);
-        gateway.plan = plan(&gateway.policy, &View { now_us, price: Explanation::default(), uplinks: &uplinks }, None);
+        gateway.plan =
+            plan(&gateway.policy, &View { now_us, price: crate::price::Explanation::default(), uplinks: &uplinks }, None);
         gateway.announce_plan(None);
         gateway.want_ways(now_us);
         gateway.settle(now);
@@ -146,6 +149,12 @@ impl Gateway {
             Input::UplinkWritten { uplink, flow, len } => lanes.written(uplink, flow, len),
             Input::UplinkPath { uplink, path } => self.path(now_us, uplink, &path),
             Input::UplinkClosed { uplink, reason } => self.uplinks[usize::from(uplink)].closed(now_us, reason),
+            Input::UplinkInterface { uplink, up } => {
+                self.health[usize::from(uplink)].interface(now_us, up);
+                if up {
+                    self.uplinks[usize::from(uplink)].retry_now(now_us);
+                }
+            }
             Input::Stop => self.stop(now),
         }
         self.settle(now);
@@ -380,7 +389,7 @@ impl Gateway {
     }
 
     /// The numbers behind the present price of a byte.
-    pub fn price(&self) -> &Explanation {
+    pub fn price(&self) -> &crate::price::Explanation {
         &self.control.price
     }
 
@@ -395,6 +404,7 @@ impl Gateway {
     }
 }
 
+mod answers;
 mod control;
 mod events;
 mod losses;

@@ -6,6 +6,7 @@
 
 pub(crate) mod auth;
 mod driver;
+pub(crate) mod interface;
 pub(crate) mod listen;
 mod notices;
 pub(crate) mod uplink;
@@ -15,6 +16,7 @@ pub(crate) use driver::{Driver, DriverParts, InferBatch, UplinkHandle, moment};
 use std::net::SocketAddr;
 
 use tokio::sync::{mpsc, oneshot};
+use weir_logic::gateway::Question;
 use weir_logic::ingest::ConnId;
 use weir_logic::mqtt::{AuthRefusal, UserIndex};
 
@@ -44,5 +46,10 @@ pub(crate) enum Message {
     Authenticated {
         conn: ConnId,
         result: Result<UserIndex, AuthRefusal>,
+    },
+    /// Somebody asks why, or where; the answer is JSON, or a line for people.
+    Asked {
+        question: Question,
+        answer_tx: oneshot::Sender<Result<String, String>>,
     },
 }

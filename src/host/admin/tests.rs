@@ -15,6 +15,13 @@ fn pages(is_ok: bool) -> Pages {
         }),
         status_json: Box::new(|| "{\"a\":1}".to_owned()),
         page_html: "<p>page</p>",
+        json: vec![JsonPage {
+            path: "/echo.json",
+            answer: Box::new(|query| {
+                let query = query.to_owned();
+                Box::pin(async move { if query.is_empty() { Err("ask for something".to_owned()) } else { Ok(query) } })
+            }),
+        }],
     }
 }
 
@@ -46,7 +53,9 @@ fn every_page_answers() {
         ("/metrics", "200 OK", "weir_admin_connections_refused_total 0\n"),
         ("/status.json?x=1", "200 OK", "{\"a\":1}"),
         ("/", "200 OK", "<p>page</p>"),
-        ("/other", "404 Not Found", "/status.json\n"),
+        ("/other", "404 Not Found", "/status.json, /echo.json\n"),
+        ("/echo.json?a=b%20c", "200 OK", "a=b%20c"),
+        ("/echo.json", "404 Not Found", "ask for something\n"),
     ] {
         let answer = get(addr, path);
         assert!(answer.starts_with(&format!("HTTP/1.1 {status}\r\n")), "{path}: {answer}");

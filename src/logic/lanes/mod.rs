@@ -13,6 +13,7 @@
 
 mod commit;
 mod lane;
+mod locate;
 mod pacer;
 mod send;
 #[cfg(test)]
@@ -30,6 +31,7 @@ use crate::ids::{BlockKey, Class, Epoch, PerClass, Void, VoidReason};
 use crate::store::{Held, SeqRange};
 use crate::thin::Thinner;
 
+pub use locate::{HeldPlace, Place, Step};
 pub use pacer::COMMIT_OVERHEAD_BYTES;
 pub use send::{Flow, Outgoing};
 pub use worth::Acked;

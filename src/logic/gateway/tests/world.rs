@@ -85,6 +85,8 @@ pub(super) struct Tally {
     pub(super) commits: u64,
     pub(super) puts: u64,
     pub(super) sent_blocks: u64,
+    /// When a block last went by each of the first two uplinks.
+    pub(super) sent_us: [u64; 2],
     pub(super) pubacks: u64,
 }
 
@@ -161,6 +163,7 @@ pub(super) struct World {
     pub(super) failed_windows: u64,
     /// What an operator would have heard.
     pub(super) told: Vec<Event>,
+    pub(super) told_us: Vec<u64>,
     /// When each record that was written came.
     came_us: BTreeMap<(Epoch, Class, u64), u64>,
     /// PUBACKs that only voids explain.
@@ -205,6 +208,7 @@ impl World {
             windows: BTreeMap::new(),
             failed_windows: 0,
             told: Vec::new(),
+            told_us: Vec::new(),
             came_us: BTreeMap::new(),
             excused: BTreeMap::new(),
             crashed: Vec::new(),
@@ -473,7 +477,10 @@ impl World {
                         self.abandon(session);
                     }
                 }
-                Output::Event(event) => self.told.push(event),
+                Output::Event(event) => {
+                    self.told_us.push(self.now);
+                    self.told.push(event);
+                }
             }
         }
         self.check();
@@ -774,6 +781,9 @@ impl World {
 
     fn send_block(&mut self, uplink: usize, flow: LaneStream, block: Bytes) {
         self.tally.sent_blocks += 1;
+        if let Some(at_us) = self.tally.sent_us.get_mut(uplink) {
+            *at_us = self.now;
+        }
         self.covered.backlog_blocks += u64::from(flow.backlog);
         let class = flow.lane;
         let gateway = self.gateway.as_ref().expect("it has just spoken");
@@ -897,6 +907,11 @@ impl World {
     }
 
     // ---- trouble
+
+    /// Lets nothing through on a link for a while; its connection stays as it is.
+    pub(super) fn stall(&mut self, uplink: usize, len_us: u64) {
+        self.links[uplink].stalled_until = self.now + len_us;
+    }
 
     fn trouble(&mut self, trouble: Trouble, len: u64) {
         let uplink = self.rng.range(0, self.links.len() as u64 - 1) as usize;
