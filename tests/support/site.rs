@@ -165,7 +165,7 @@ impl Site {
 
     /// Takes the link down, or gives it back.
     pub fn cut_link(&self, is_down: bool) {
-        self.link.force_down(is_down);
+        self.link.link().force_down(is_down);
     }
 
     /// Changes what is special, for processes started from now on.
