@@ -7,6 +7,7 @@ use clap::{Parser, Subcommand};
 use weir::buffer::BufferCommand;
 use weir::check::CheckArgs;
 use weir::demo::DemoArgs;
+use weir::link::command::LinkArgs;
 use weir::pki::PkiCommand;
 use weir::runtime::RuntimeCommand;
 use weir::sim::command::SimArgs;
@@ -27,6 +28,8 @@ enum Command {
     Check(CheckArgs),
     /// Compare what policies would have delivered over a link: Weir, strict priorities, a plain bridge, and the best possible
     Sim(SimArgs),
+    /// Emulate a link between two network namespaces, and cut, slow or block it
+    Link(LinkArgs),
     /// Make a certificate authority and issue certificates
     #[command(subcommand)]
     Pki(PkiCommand),
@@ -70,6 +73,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::Demo(args) => return weir::demo::execute(&args),
         Command::Check(args) => return weir::check::run(&args),
+        Command::Link(args) => return weir::link::command::run(&args),
         Command::Sim(args) => weir::sim::command::run(&args)?,
         Command::Pki(command) => command.run(&mut io::stdout().lock())?,
         Command::Buffer(command) => weir::buffer::run(command)?,
