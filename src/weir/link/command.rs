@@ -50,11 +50,11 @@ pub struct LinkArgs {
 
 const HELP: &str = "\
 It needs root, and runs until it is interrupted. Lines on standard input change the link; each is answered by a line of JSON:
-  cut, restore                              nothing passes; all is as before
-  rate 1Mbit/s, rate 2%, loss 5%, delay 200ms   in the place of the profile's, in both directions
-  block-udp, throttle-udp, unblock-udp      no UDP; QUIC's handshakes but no data; all of it
-  reset                                     everything as the profile says
-  stats                                     what went through so far";
+  cut, restore                                 nothing passes; it does again
+  rate 1Mbit/s, rate 2%, loss 5%, delay 200ms  in the place of the profile's, in both directions
+  block-udp, throttle-udp, unblock-udp         no UDP; QUIC's handshakes but no data; all of it
+  reset                                        everything as the profile says
+  stats                                        what is done to the link, and what went through so far";
 
 /// Lines that wait to be carried out; a writer that is faster is held up by its pipe.
 const LINES_LEN: usize = 16;
@@ -163,7 +163,7 @@ enum Answer<'a> {
     Ready { device: &'a str, mtu: u64, profile: &'a str },
     Done(&'a str),
     Error(String),
-    Stats(LinkStats),
+    Stats(Box<LinkStats>),
 }
 
 /// Makes the link, carries out what is asked for, and stops when it is interrupted.
@@ -182,7 +182,7 @@ pub fn run(args: &LinkArgs) -> anyhow::Result<ExitCode> {
     let link = tun::start(setup)?;
     say(&Answer::Ready { device: &args.device, mtu, profile: &profile })?;
     runtime.block_on(serve(&link, shutdown))?;
-    link.stop().context("the link has ended; were its namespaces deleted?")?;
+    link.stop().context("the link has ended: a device of it is gone")?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -199,20 +199,21 @@ async fn serve(link: &LinkThread, mut shutdown: shutdown::Shutdown) -> anyhow::R
             },
             line = lines_rx.recv(), if is_open => match line {
                 Some(line) if line.trim().is_empty() => {}
-                Some(line) => say(&answer(link, line.trim()))?,
+                Some(line) => say(&answer(link, line.trim()).await)?,
                 None => is_open = false,
             },
         }
     }
 }
 
-fn answer<'a>(link: &LinkThread, line: &'a str) -> Answer<'a> {
+async fn answer<'a>(link: &LinkThread, line: &'a str) -> Answer<'a> {
     match line.parse() {
         Ok(Order::Change(change)) => {
             link.control(|control| change.apply(control));
+            link.obeyed().await;
             Answer::Done(line)
         }
-        Ok(Order::Stats) => Answer::Stats(link.stats()),
+        Ok(Order::Stats) => Answer::Stats(Box::new(link.stats())),
         Err(err) => Answer::Error(err.to_string()),
     }
 }

@@ -12,7 +12,7 @@ use weir_host::{
 use super::{gate::UdpPolicy, model::LinkCounts};
 
 /// What a person, or a test, does to the link. The default leaves all to the profile.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct Control {
     /// Takes the link down, whatever the profile says.
     pub is_down: bool,
@@ -52,6 +52,8 @@ pub struct LinkStats {
     pub clients: u64,
     /// Client addresses that had to make room for others.
     pub evicted_clients: u64,
+    /// What is done to the link now.
+    pub control: Control,
     /// UDP packets that the network refused, by its policy.
     pub refused_packets: u64,
     /// Packets dropped because too much was on the way.
@@ -112,9 +114,16 @@ impl LinkThread {
         self.stats_rx.clone()
     }
 
-    /// Changes what is done to the link.
+    /// Changes what is done to the link, soon: see [`LinkThread::obeyed`].
     pub fn control(&self, change: impl FnOnce(&mut Control)) {
         self.control_tx.send_modify(change);
+    }
+
+    /// Returns once the link does what it was told, or has ended.
+    pub async fn obeyed(&self) {
+        let wanted = *self.control_tx.borrow();
+        // An error means that it has ended.
+        let _ = self.watch().wait_for(|stats| stats.control == wanted).await;
     }
 
     /// Takes the link down, whatever the profile says, or gives it back to the profile.

@@ -170,6 +170,7 @@ impl<T> Transit<T> {
             model.force_delay(delay);
         }
         self.gate.set(udp);
+        self.stats.control = control;
         self.publish();
     }
 

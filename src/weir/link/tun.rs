@@ -132,7 +132,7 @@ pub enum TunError {
 }
 
 fn advice(reason: &str) -> &'static str {
-    if reason.contains("EPERM") {
+    if reason.contains("EPERM") || reason.contains("Permission denied") {
         "; run this as root"
     } else if reason.contains("EBUSY") {
         "; choose another name, there is one already"
@@ -209,10 +209,13 @@ async fn run(a: Tun, b: Tun, setup: TunSetup, remote: Remote) -> io::Result<()> 
             len = b.recv(&mut buffer_b) => admit(Direction::Down, &buffer_b[..len?], &mut transit),
         }
         for (tun, direction) in [(&a, Direction::Up), (&b, Direction::Down)] {
-            // An error other than that there is nothing is found again by the next `recv`.
             for _ in 0..BATCH_PACKETS {
-                let Ok(len) = tun.try_recv(&mut buffer_a) else { break };
-                admit(direction, &buffer_a[..len], &mut transit);
+                match tun.try_recv(&mut buffer_a) {
+                    Ok(len) => admit(direction, &buffer_a[..len], &mut transit),
+                    Err(err) if err.kind() == io::ErrorKind::WouldBlock => break,
+                    // The device was deleted; no wait for readiness would tell.
+                    Err(err) => return Err(err),
+                }
             }
         }
     }
