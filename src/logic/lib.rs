@@ -4,6 +4,8 @@
 //! in `edge` and `cloud` carry out what is returned. The same code runs on the box, in the simulator and in the tests.
 
 pub mod block;
+pub mod budget;
+pub mod explain;
 pub mod gateway;
 pub mod health;
 pub mod ids;
@@ -16,6 +18,7 @@ pub mod policy;
 pub mod price;
 pub mod ranges;
 pub mod receive;
+pub mod route;
 pub mod store;
 pub mod thin;
 pub mod uplink;

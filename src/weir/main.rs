@@ -7,6 +7,7 @@ use clap::{Parser, Subcommand};
 use weir::buffer::BufferCommand;
 use weir::check::CheckArgs;
 use weir::demo::DemoArgs;
+use weir::explain::ExplainArgs;
 use weir::link::command::LinkArgs;
 use weir::pki::PkiCommand;
 use weir::runtime::RuntimeCommand;
@@ -26,6 +27,8 @@ enum Command {
     Demo(DemoArgs),
     /// Find every mistake in a configuration before it ships
     Check(CheckArgs),
+    /// Ask a running box why a stream is sent as it is, or where a record is
+    Explain(ExplainArgs),
     /// Compare what policies would have delivered over a link: Weir, strict priorities, a plain bridge, and the best possible
     Sim(SimArgs),
     /// Emulate a link between two network namespaces, and cut, slow or block it
@@ -74,6 +77,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Demo(args) => return weir::demo::execute(&args),
         Command::Check(args) => return weir::check::run(&args),
         Command::Link(args) => return weir::link::command::run(&args),
+        Command::Explain(args) => weir::explain::run(&args, &mut io::stdout().lock())?,
         Command::Sim(args) => weir::sim::command::run(&args)?,
         Command::Pki(command) => command.run(&mut io::stdout().lock())?,
         Command::Buffer(command) => weir::buffer::run(command)?,

@@ -13,6 +13,7 @@ mod readme;
 mod restarts;
 mod start;
 mod thinning;
+mod undecodable;
 mod verdicts;
 mod waiting;
 

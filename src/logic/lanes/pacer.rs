@@ -130,6 +130,11 @@ impl Pacer {
         (self.echoes >= ECHOES).then(|| self.last_us + SILENCE_MIN_US)
     }
 
+    /// Bytes that early commits may write now.
+    pub(super) fn early_bytes(&self) -> u64 {
+        self.budget.bytes
+    }
+
     /// A commit of everything that waits begins.
     pub(super) fn begin(&mut self, now_us: u64) {
         let early = self.bytes < BYTES_DUE && self.records > 0 && now_us < self.first_us + INTERVAL_CRITICAL_US;
