@@ -1,8 +1,8 @@
 //! Uplinks that fail: a box with two of them and its cloud in namespaces, real QUIC over emulated links.
 //!
-//! Each test breaks links in one way while sensors publish, and at its end the oracle accounts for every message. What is
-//! measured meanwhile comes from the links' counters and the cloud's database alone: when each critical message was stored,
-//! and which link carried the data. Times are those of an observer that looks every [`LOOK`].
+//! Each test breaks links in one way while sensors publish, and at its end the oracle accounts for every message. Meanwhile an
+//! observer looks every [`LOOK`] at what happens outside the box, when each critical message is stored and which link
+//! carries the data; and into the box's log for when it decides to go another way.
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -39,33 +39,32 @@ topics = ["plain"]
 const ALARMS_PER_S: u32 = 20;
 const PLAIN_PER_S: u32 = 100;
 
-/// From a cut of the link in use until a critical message sent after it is stored. To hold: detection within
-/// max(1 s, 5 RTT) and half a second for the rest.
+/// From a cut of the link in use until the box chooses another. Source: max(1 s, 5 RTT). Not yet held: 1.1 to 1.3 s.
+const NOTICED_GOAL: Duration = Duration::from_secs(1);
+/// From a cut of the link in use until a critical message sent after it is stored: a second to notice, and half a second for
+/// the rest; and what is asserted, for a busy machine.
 const CUT_MOVED_GOAL: Duration = Duration::from_millis(1_500);
-/// The same from the moment at which UDP is blocked or throttled. To hold: detection within 3 s.
-const UDP_MOVED_GOAL: Duration = Duration::from_millis(3_500);
-/// Both, with a session that ends after 5 s of silence and nothing else that notices.
-const MOVED_LIMIT: Duration = Duration::from_secs(9);
-/// From the end of a cut of both links until a critical message sent after it is stored. To hold: an attempt to connect is
-/// repeated soon.
+const CUT_MOVED_LIMIT: Duration = Duration::from_millis(2_500);
+/// The same from the moment at which UDP is blocked or throttled, which is to be noticed within 3 s.
+const UDP_MOVED_LIMIT: Duration = Duration::from_millis(3_500);
+/// From the end of a cut of both links until a critical message sent after it is stored: an attempt to connect is repeated
+/// soon; and what is asserted, as QUIC doubles its own wait within an attempt.
 const BOTH_BACK_GOAL: Duration = Duration::from_secs(3);
-/// The same with attempts that last 10 s each.
-const BOTH_BACK_LIMIT: Duration = Duration::from_secs(30);
-/// Half of all critical messages, most of them sent while the link in use is slow. To hold: they go over the other.
+const BOTH_BACK_LIMIT: Duration = Duration::from_secs(8);
+/// Half of all critical messages, most of them sent while the link in use is slow: they should go over the other. Not yet held:
+/// they wait behind a queue of 64 KiB at 200 kbit/s.
 const SLOW_P50_GOAL: Duration = Duration::from_millis(500);
-/// The same behind a queue of 64 KiB at 200 kbit/s.
 const SLOW_P50_LIMIT: Duration = Duration::from_secs(8);
-/// The slowest critical message while one link comes and goes every 2 s for half a minute. To hold: each cut is noticed
-/// as one cut is.
+/// The slowest critical message while one link comes and goes every 2 s for half a minute: each cut is noticed as one is; and
+/// what is asserted, for a busy machine.
 const FLAP_CRITICAL_GOAL: Duration = Duration::from_millis(2_500);
-/// The same with a connection that sends ever more rarely into a link that is down whenever it does.
-const FLAP_CRITICAL_LIMIT: Duration = Duration::from_secs(45);
-/// Changes of the link that carries the data meanwhile. To hold: away from it, and at the most once back and away again.
-const FLAP_SWITCHES_GOAL: usize = 3;
-/// The same without a hold-down: one change for each.
-const FLAP_SWITCHES_LIMIT: usize = 15;
-/// Changes over one fault that lasts: away, and back when it is over.
-const FAULT_SWITCHES_LIMIT: usize = 2;
+const FLAP_CRITICAL_LIMIT: Duration = Duration::from_millis(4_000);
+/// Changes of the way meanwhile: away from it, and at the most once back and away again.
+const FLAP_CHANGES_MAX: usize = 3;
+/// Changes of the way over one fault that lasts: away, and back when it is over.
+const FAULT_CHANGES_MAX: usize = 2;
+/// Changes of the way while both links fail: each may be tried again.
+const BOTH_CHANGES_MAX: usize = 6;
 
 /// How often the observer looks.
 const LOOK: Duration = Duration::from_millis(50);
@@ -104,9 +103,12 @@ fn message(stream: &'static str, lane: &'static str, n: u32, len: u64) -> Messag
 struct Seen {
     /// When each critical message was first found in the database.
     stored: Vec<Option<Instant>>,
-    /// The link that carries the data.
+    /// The link that carries the data, and the one that carried more of it of late.
     busy: Option<usize>,
+    rival: Option<usize>,
     switches: usize,
+    /// When the box chose an uplink for critical messages, and which.
+    routes: Vec<(Instant, String)>,
 }
 
 impl Seen {
@@ -129,10 +131,22 @@ impl Seen {
 
     fn carried(&mut self, bytes: &[u64]) {
         let most = bytes.iter().enumerate().max_by_key(|(_, bytes)| **bytes).filter(|(_, bytes)| **bytes >= BUSY_BYTES);
-        if let Some((link, _)) = most {
-            self.switches += usize::from(self.busy.is_some_and(|before| before != link));
+        let Some((link, _)) = most else { return };
+        let is_rival = self.busy.is_some_and(|busy| busy != link);
+        // Once is no switch: QUIC sends again what it lost, over a link that comes back, whoever uses it now.
+        if is_rival && self.rival == Some(link) {
+            self.switches += 1;
             self.busy = Some(link);
         }
+        self.rival = is_rival.then_some(link);
+        self.busy.get_or_insert(link);
+    }
+
+    fn chose(&mut self, log: &str, now: Instant) {
+        let lines = log.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
+        let routes = lines.filter(|line| line["message"] == "route" && line["lane"] == "critical");
+        let new = routes.skip(self.routes.len()).map(|line| (now, line["uplink"].as_str().unwrap_or_default().to_owned()));
+        self.routes.extend(new.collect::<Vec<_>>());
     }
 }
 
@@ -146,7 +160,7 @@ impl Observer {
     fn start(lab: &Lab) -> Observer {
         let (seen, is_stopped) = (Arc::new(Mutex::new(Seen::default())), Arc::new(AtomicBool::new(false)));
         let links: Vec<watch::Receiver<LinkStats>> = lab.links().iter().map(|link| link.watch()).collect();
-        let database = lab.database();
+        let (database, log) = (lab.database(), lab.edge_log());
         let (told, stop) = (seen.clone(), is_stopped.clone());
         let thread = std::thread::spawn(move || {
             let db = oracle::open(&database);
@@ -158,6 +172,7 @@ impl Observer {
                 let (now, stored) = (Instant::now(), stored.expect("the database can be read at any time"));
                 let mut seen = told.lock().expect("nobody panics with it");
                 stored.into_iter().for_each(|n| seen.store(n, now));
+                seen.chose(&std::fs::read_to_string(&log).unwrap_or_default(), now);
                 if now >= next {
                     let after = carried();
                     seen.carried(&after.iter().zip(&before).map(|(after, before)| after - before).collect::<Vec<u64>>());
@@ -188,6 +203,8 @@ struct Run {
     alarms: Running,
     plains: Running,
     observer: Observer,
+    /// Choices that the box had made when the test began.
+    routes_before: usize,
 }
 
 impl Run {
@@ -201,9 +218,9 @@ impl Run {
         let observer = Observer::start(&lab);
         let alarms = lab.sensor("alarms", alarm, |sensor| (sensor.per_s, sensor.window) = (ALARMS_PER_S, 1_000));
         let plains = lab.sensor("plains", plain, |sensor| (sensor.per_s, sensor.window) = (PLAIN_PER_S, 5_000));
-        let run = Run { name, lab, alarms, plains, observer };
-        wait_for("data on a link", SETTLE_LIMIT, || run.observer.look(|seen| seen.busy));
-        Some(run)
+        wait_for("data on a link", SETTLE_LIMIT, || observer.look(|seen| seen.busy));
+        let routes_before = observer.look(|seen| seen.routes.len());
+        Some(Run { name, lab, alarms, plains, observer, routes_before })
     }
 
     /// Lets the fault last: a time, not an event.
@@ -228,13 +245,18 @@ impl Run {
         self.lab.links()[link].control(change);
     }
 
+    /// From then until the box chose another way; `None` if it did not.
+    fn noticed(&self, since: Instant) -> Option<Duration> {
+        let routes = |seen: &Seen| seen.routes.iter().map(|(at, _)| *at).find(|at| *at > since);
+        self.observer.look(routes).map(|at| at - since)
+    }
+
     /// From now until a critical message is stored that is sent from now on.
     fn await_critical(&self) -> Duration {
         // The next one may be under way already.
         let (now, first) = (Instant::now(), self.alarms.sent() + 1);
-        let stored =
-            wait_for("a critical message to be stored", SETTLE_LIMIT, || self.observer.look(|seen| seen.first_stored(first)));
-        stored - now
+        let stored = || self.observer.look(|seen| seen.first_stored(first));
+        wait_for("a critical message to be stored", SETTLE_LIMIT, stored) - now
     }
 
     /// Heals everything, lets all arrive, and accounts for it.
@@ -249,7 +271,10 @@ impl Run {
         self.lab.drain_and_stop(SETTLE_LIMIT);
         let seen = self.observer.stop();
         let verdict = oracle::examine(&reports, &self.lab.database(), Some(&self.lab.buffer()));
-        let outcome = Outcome { latency: Latency::of(&reports[0], &seen), switches: seen.switches, bytes, downs, verdict };
+        let latency = Latency::of(&reports[0], &seen);
+        let chosen: Vec<String> = seen.routes.into_iter().map(|(_, uplink)| uplink).collect();
+        let changes = seen.switches.max(chosen.len() - self.routes_before);
+        let outcome = Outcome { latency, switches: seen.switches, chosen, changes, bytes, downs, verdict };
         println!("{}: {outcome}", self.name);
         outcome.verdict.assert_conserved();
         let Verdict { published, stored, voided, .. } = outcome.verdict;
@@ -280,7 +305,12 @@ impl Latency {
 
 struct Outcome {
     latency: Latency,
+    /// Changes of the link that carried the data.
     switches: usize,
+    /// Uplinks that the box chose for critical messages, one after the other.
+    chosen: Vec<String>,
+    /// The more of the two since the test began.
+    changes: usize,
     /// From the box, over each link.
     bytes: [u64; 2],
     /// Sessions that ended, of each uplink.
@@ -290,11 +320,11 @@ struct Outcome {
 
 impl fmt::Display for Outcome {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Outcome { latency: Latency { p50, p99, max }, switches, bytes, downs, verdict } = self;
+        let Outcome { latency: Latency { p50, p99, max }, switches, chosen, bytes, downs, verdict, .. } = self;
         let ms = |time: &Duration| time.as_millis();
         write!(
             f,
-            "{switches} switches, {downs:?} sessions ended, {bytes:?} bytes sent; critical stored after {} ms (p50), {} ms (p99), \
+            "{switches} switches, chosen {chosen:?}, {downs:?} sessions ended, {bytes:?} bytes sent; critical stored after {} ms (p50), {} ms (p99), \
              {} ms (max)\n{verdict}",
             ms(p50),
             ms(p99),
@@ -309,16 +339,19 @@ fn a_cut_of_the_link_in_use_moves_everything_to_the_other() {
     run.pass(2);
     let busy = run.busy();
     run.cut(busy, true);
+    let cut = Instant::now();
     let moved = run.await_critical();
-    println!("cut: a critical message was stored after {moved:?}; to hold: {CUT_MOVED_GOAL:?}");
-    run.pass(3);
+    let noticed = run.noticed(cut);
+    println!("cut: noticed after {noticed:?}, to hold: {NOTICED_GOAL:?}; stored after {moved:?}, to hold: {CUT_MOVED_GOAL:?}");
+    // Until its session ends.
+    run.lab.wait_uplink(busy, false, SETTLE_LIMIT);
     run.cut(busy, false);
     run.lab.wait_uplink(busy, true, SETTLE_LIMIT);
     run.pass(2);
     let outcome = run.end();
-    assert!(moved <= MOVED_LIMIT, "{moved:?}");
+    assert!(moved <= CUT_MOVED_LIMIT, "{moved:?}");
     assert!(outcome.bytes.iter().all(|&bytes| bytes > 50_000), "both links carried data: {outcome}");
-    assert!((1..=FAULT_SWITCHES_LIMIT).contains(&outcome.switches), "{outcome}");
+    assert!((1..=FAULT_CHANGES_MAX).contains(&outcome.changes), "{outcome}");
 }
 
 #[test]
@@ -334,6 +367,7 @@ fn when_both_links_are_cut_nothing_is_lost_and_all_arrives_afterwards() {
     let outcome = run.end();
     assert!(back <= BOTH_BACK_LIMIT, "{back:?}");
     assert!(outcome.latency.max >= Duration::from_secs(6), "there was no way for them meanwhile: {outcome}");
+    assert!(outcome.changes <= BOTH_CHANGES_MAX, "{outcome}");
 }
 
 #[test]
@@ -341,11 +375,15 @@ fn a_link_that_slows_to_a_fiftieth_loses_nothing() {
     let Some(run) = Run::begin("slow") else { return };
     let busy = run.busy();
     run.spoil(busy, |control| control.rate_scale = Ratio::from_percent(2));
+    let slowed = Instant::now();
     run.pass(8);
+    let noticed = run.noticed(slowed);
     let outcome = run.end();
     let p50 = outcome.latency.p50;
-    println!("slow: half of the critical messages were stored within {p50:?}; to hold: {SLOW_P50_GOAL:?}");
-    assert!(p50 <= SLOW_P50_LIMIT && outcome.switches <= FAULT_SWITCHES_LIMIT, "{outcome}");
+    println!(
+        "slow: noticed after {noticed:?}, half of the critical messages were stored within {p50:?}, to hold: {SLOW_P50_GOAL:?}"
+    );
+    assert!(p50 <= SLOW_P50_LIMIT && outcome.changes <= FAULT_CHANGES_MAX, "{outcome}");
 }
 
 /// A network on the way of the link in use begins to dislike UDP.
@@ -354,12 +392,15 @@ fn dislike_udp(name: &'static str, policy: UdpPolicy, seconds: u64) {
     let busy = run.busy();
     run.spoil(busy, |control| control.udp = policy);
     wait_for("the link to obey", SETTLE_LIMIT, || (run.lab.links()[busy].stats().control.udp == policy).then_some(()));
+    let disliked = Instant::now();
     let moved = run.await_critical();
-    println!("{name}: a critical message was stored after {moved:?}; to hold: {UDP_MOVED_GOAL:?}");
+    let noticed = run.noticed(disliked);
+    println!("{name}: noticed after {noticed:?}, a critical message was stored after {moved:?}");
     run.pass(seconds);
     let refused = run.lab.links()[busy].stats().refused_packets;
     let outcome = run.end();
-    assert!(refused > 0 && moved <= MOVED_LIMIT && outcome.switches <= FLAP_SWITCHES_LIMIT, "{refused} refused; {outcome}");
+    assert!(refused > 0 && moved <= UDP_MOVED_LIMIT, "{refused} refused, moved after {moved:?}; {outcome}");
+    assert!((1..=FAULT_CHANGES_MAX).contains(&outcome.changes), "{outcome}");
 }
 
 #[test]
@@ -367,9 +408,9 @@ fn a_network_that_begins_to_block_udp_moves_everything_to_the_other_link() {
     dislike_udp("UDP blocked", UdpPolicy::Blocked, 3);
 }
 
-/// The session comes up again and again, because its handshake passes.
+/// Its session may come up again and again, because its handshake passes.
 #[test]
-fn a_network_that_lets_quic_begin_and_no_data_pass_loses_nothing() {
+fn a_network_that_lets_quic_begin_and_no_data_pass_moves_everything_to_the_other_link() {
     dislike_udp("UDP throttled", UdpPolicy::Throttled, 12);
 }
 
@@ -381,7 +422,7 @@ fn a_link_that_loses_one_packet_in_twenty_loses_no_message() {
     run.pass(8);
     let lost = run.lab.links()[busy].stats().up.counts.lost_packets;
     let outcome = run.end();
-    assert!(lost > 5 && outcome.switches <= FAULT_SWITCHES_LIMIT, "{lost} packets lost; {outcome}");
+    assert!(lost > 5 && outcome.changes <= FAULT_CHANGES_MAX, "{lost} packets lost; {outcome}");
 }
 
 #[test]
@@ -395,11 +436,13 @@ fn when_both_links_are_bad_nothing_is_lost() {
     }
     run.pass(10);
     let outcome = run.end();
-    assert!(outcome.switches <= FLAP_SWITCHES_LIMIT, "{outcome}");
+    // Both may carry data at a time, so which of them carries more says nothing.
+    let chosen = outcome.chosen.len();
+    assert!(chosen <= BOTH_CHANGES_MAX, "{outcome}");
 }
 
 #[test]
-fn a_link_that_comes_and_goes_causes_no_storm_of_switches() {
+fn a_link_that_comes_and_goes_causes_no_storm_of_changes() {
     let Some(run) = Run::begin("flapping") else { return };
     let busy = run.busy();
     let end = Instant::now() + Duration::from_secs(30);
@@ -410,10 +453,7 @@ fn a_link_that_comes_and_goes_causes_no_storm_of_switches() {
         run.pass(2);
     }
     let outcome = run.end();
-    let (switches, slowest) = (outcome.switches, outcome.latency.max);
-    println!(
-        "flapping: {switches} switches, to hold: {FLAP_SWITCHES_GOAL}; slowest critical message {slowest:?}, to hold: \
-         {FLAP_CRITICAL_GOAL:?}"
-    );
-    assert!(switches <= FLAP_SWITCHES_LIMIT && slowest <= FLAP_CRITICAL_LIMIT, "{outcome}");
+    let (changes, slowest) = (outcome.changes, outcome.latency.max);
+    println!("flapping: {changes} changes; slowest critical message {slowest:?}, to hold: {FLAP_CRITICAL_GOAL:?}");
+    assert!(changes <= FLAP_CHANGES_MAX && slowest <= FLAP_CRITICAL_LIMIT, "{outcome}");
 }

@@ -178,7 +178,7 @@ impl Lab {
         let uplinks: String = (0..plan.links.len()).map(uplink).collect();
         let edge = format!(
             "[gateway]\ndata_dir = \"{dir}/data\"\n[[listen]]\nbind = \"{MQTT}\"\nallow_anonymous = true\n{uplinks}{}\
-             [admin]\nhttp = \"{EDGE_ADMIN}\"\n{}\n",
+             [admin]\nhttp = \"{EDGE_ADMIN}\"\n[log]\nformat = \"json\"\n{}\n",
             tls(GATEWAY),
             plan.tables
         );
@@ -216,6 +216,11 @@ impl Lab {
     /// The cloud's database.
     pub fn database(&self) -> PathBuf {
         self.dir.path().join("cloud.db")
+    }
+
+    /// The box's log, a JSON object a line.
+    pub fn edge_log(&self) -> PathBuf {
+        self.dir.path().join("edge.log")
     }
 
     /// The box's buffer.
