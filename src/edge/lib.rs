@@ -3,6 +3,7 @@
 //! Sockets, disk, models and threads around `logic::Gateway`. [`bind`] takes the sockets, [`Edge::start`] opens the buffer
 //! and wires everything in the order in which data flows, [`Edge::run`] runs it until shutdown is requested.
 
+mod budget;
 pub mod config;
 mod metrics;
 mod shell;
@@ -10,7 +11,7 @@ pub mod status;
 pub mod store;
 
 use std::io;
-use std::net::{SocketAddr, TcpListener, UdpSocket};
+use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -32,6 +33,7 @@ use weir_logic::wire;
 
 use crate::config::{Config, ListenTls, ModelInfo, PolicyError};
 use crate::shell::auth::Users;
+use crate::shell::interface::Interfaces;
 use crate::shell::listen::{HANDSHAKES_MAX, ListenCounters, Listener};
 use crate::shell::uplink::UplinkTarget;
 use crate::shell::{Driver, DriverParts, InferBatch, UplinkHandle, moment};
@@ -74,7 +76,7 @@ pub enum StartError {
         /// What is wrong with it.
         source: IdentityError,
     },
-    /// An uplink's socket or settings.
+    /// An uplink's settings.
     #[error(transparent)]
     Uplink(#[from] QuicError),
     /// The admin endpoint.
@@ -96,13 +98,11 @@ pub enum StartError {
     },
 }
 
-/// Sockets of a box; bound by the caller, so that tests use port 0.
+/// Sockets that a box listens on; bound by the caller, so that tests use port 0.
 #[derive(Debug)]
 pub struct Sockets {
     /// One for each `[[listen]]`.
     pub mqtt: Vec<TcpListener>,
-    /// One for each `[[uplink]]`.
-    pub uplinks: Vec<UdpSocket>,
     /// The operator's.
     pub admin: AdminSockets,
 }
@@ -114,21 +114,16 @@ impl Sockets {
     }
 }
 
-/// Takes the sockets that a configuration names.
+/// Takes the sockets that a configuration names. Those of uplinks are made when they connect: nothing here needs a network.
 ///
 /// # Errors
-/// `Listen`, `Uplink` or `Admin`, naming the address.
+/// `Listen` or `Admin`, naming the address.
 pub fn bind(config: &Config) -> Result<Sockets, StartError> {
     let listen = |addr| TcpListener::bind(addr).map_err(|source| StartError::Listen { addr, source });
     let mqtt = config.listen.iter().map(|entry| listen(entry.bind)).collect::<Result<_, _>>()?;
-    let uplinks = config
-        .uplink
-        .iter()
-        .map(|uplink| quic::bind(uplink.local_addr(), uplink.interface.as_deref()))
-        .collect::<Result<_, _>>()?;
     let http = Some(admin::bind_http(config.admin.http)?);
     let unix = config.admin.unix.as_deref().map(admin::bind_unix).transpose()?;
-    Ok(Sockets { mqtt, uplinks, admin: AdminSockets { http, unix } })
+    Ok(Sockets { mqtt, admin: AdminSockets { http, unix } })
 }
 
 /// A box that is about to run.
@@ -190,7 +185,9 @@ impl Edge {
         let (models, infos) = start_models(config, &infer_tx)?;
         let policy = config.policy(&infos)?;
         let found = Found { held: &opened.held, voids: &opened.voids, damaged: &opened.damaged };
-        let start = Start { epoch, seed: random()?, software: SOFTWARE, found, budgets: &[] };
+        let names: Vec<String> = policy.uplinks.iter().map(|uplink| uplink.name.to_string()).collect();
+        let budgets = budget::load(&budget::path(data_dir), &names);
+        let start = Start { epoch, seed: random()?, software: SOFTWARE, found, budgets: &budgets };
         let gateway = Gateway::new(now, policy, &start)?;
         base_status.epoch = format!("{:016x}", epoch.0);
 
@@ -201,7 +198,7 @@ impl Edge {
         let listen_counters = Arc::new(ListenCounters::default());
         let listeners = listeners(config, sockets.mqtt, &listen_counters)?;
         let mut tasks = Vec::new();
-        let uplinks = start_uplinks(config, identity.as_ref(), sockets.uplinks, &mut tasks)?;
+        let uplinks = start_uplinks(config, identity.as_ref(), &mut tasks)?;
 
         // The operator's window, on a thread of its own.
         let (status_tx, status_rx) = watch::channel(base_status.clone());
@@ -219,6 +216,7 @@ impl Edge {
             uplinks,
             status_tx,
             base_status,
+            budget_path: budget::path(data_dir),
             notify,
             listen_counters,
         });
@@ -358,26 +356,29 @@ fn acceptor(listen: &ListenTls) -> Result<TlsAcceptor, StartError> {
 fn start_uplinks(
     config: &Config,
     identity: Option<&Identity>,
-    sockets: Vec<UdpSocket>,
     tasks: &mut Vec<tokio::task::JoinHandle<()>>,
 ) -> Result<Vec<UplinkHandle>, StartError> {
     let mut handles = Vec::new();
     let Some(identity) = identity else { return Ok(handles) };
-    for (entry, socket) in config.uplink.iter().zip(sockets) {
+    let mut interfaces = Interfaces::new().map_err(|source| StartError::System { what: "a socket", source })?;
+    for entry in &config.uplink {
         let tls = tls::client_config(&identity.credentials, &identity.roots, &[wire::ALPN])?;
         let target = UplinkTarget {
             name: entry.name.clone(),
             address: entry.address.clone(),
             server_name: entry.certificate_name().to_owned(),
+            local_addr: entry.local_addr(),
+            interface: entry.interface.clone(),
             config: quic::client_config(tls, &entry.transport())?,
         };
-        let endpoint = quic::client_endpoint(socket)?;
+        let interface = entry.interface.as_deref().map(|name| interfaces.watch(name));
         // Bounded in effect: the gateway hands over blocks only as the uplink takes them.
         let (commands_tx, commands_rx) = mpsc::unbounded_channel();
         let (events_tx, events_rx) = mpsc::channel(UPLINK_EVENTS_LEN);
-        tasks.push(tokio::spawn(shell::uplink::run(endpoint, target, commands_rx, events_tx)));
+        tasks.push(tokio::spawn(shell::uplink::run(Arc::new(target), interface, commands_rx, events_tx)));
         handles.push(UplinkHandle::new(entry.name.clone(), commands_tx, events_rx));
     }
+    tasks.push(tokio::spawn(interfaces.run()));
     Ok(handles)
 }
 

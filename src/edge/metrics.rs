@@ -140,7 +140,10 @@ fn plan(status: &Status, out: &mut MetricsText) {
 }
 
 fn uplinks(status: &Status, out: &mut MetricsText) {
-    let gauges: [Each<UplinkStatus, f64>; 7] = [
+    let gauges: [Each<UplinkStatus, f64>; 8] = [
+        Each("weir_uplink_month_used_bytes", "Used of the month's budget; 0 without one.", |u| {
+            u.month_used_bytes.unwrap_or(0) as f64
+        }),
         Each("weir_uplink_up", "1 while a session is up.", |u| f64::from(u8::from(u.up))),
         Each("weir_uplink_rtt_seconds", "Smoothed round trip.", |u| u.rtt_us as f64 / 1e6),
         Each("weir_uplink_cwnd_bytes", "Congestion window.", |u| u.cwnd_bytes as f64),
@@ -152,7 +155,10 @@ fn uplinks(status: &Status, out: &mut MetricsText) {
     for Each(name, help, value) in gauges {
         out.gauges(name, help, status.uplinks.iter().map(|uplink| ([("uplink", uplink.name.as_str())], value(uplink))));
     }
-    let counters: [Each<UplinkStatus, u64>; 4] = [
+    let counters: [Each<UplinkStatus, u64>; 7] = [
+        Each("weir_uplink_paced_total", "Times that the month's pace closed it to all but critical.", |u| u.paced),
+        Each("weir_uplink_probes_total", "Looks at a cold uplink.", |u| u.probes),
+        Each("weir_uplink_probe_bytes_total", "What looking at a cold uplink cost.", |u| u.probe_bytes),
         Each("weir_uplink_attempts_total", "Attempts to connect.", |u| u.attempts),
         Each("weir_uplink_sessions_total", "Sessions that came up.", |u| u.ups),
         Each("weir_uplink_downs_total", "Sessions that went down.", |u| u.downs),

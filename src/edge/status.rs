@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use weir_host::clock::Wall;
 use weir_infer::Stats;
 use weir_logic::gateway::Gateway;
-use weir_logic::health::PathStats;
+use weir_logic::health::{BreakerState, PathStats};
 use weir_logic::ids::Class;
 use weir_logic::ingest::SampleCounts;
 use weir_logic::mqtt::Counters;
@@ -196,6 +196,10 @@ pub struct PlanStatus {
     pub waiting_bytes: u64,
     /// The stream that is thinned next if the price rises.
     pub next_stream: Option<String>,
+    /// By class: the uplinks that it goes by, best first.
+    pub routes: BTreeMap<String, Vec<String>>,
+    /// Changes of the plan since start; the last ones are told by `/explain.json`.
+    pub changes: u64,
 }
 
 /// One uplink.
@@ -229,6 +233,20 @@ pub struct UplinkStatus {
     pub loss: f64,
     /// How far these may be trusted, 0 to 1.
     pub confidence: f64,
+    /// Whether its breaker lets data through: `closed`, `half-open` or `open`.
+    pub breaker: String,
+    /// Why it is not closed.
+    pub breaker_reason: Option<String>,
+    /// Bytes used of the present month, if it has a budget.
+    pub month_used_bytes: Option<u64>,
+    /// Bytes of a month.
+    pub month_bytes: Option<u64>,
+    /// Times that the pace of the month, or its end, closed it to all but critical records.
+    pub paced: u64,
+    /// Times that it was looked at while cold, and what that cost.
+    pub probes: u64,
+    /// See `probes`.
+    pub probe_bytes: u64,
     /// Attempts to connect.
     pub attempts: u64,
     /// Sessions that came up.
@@ -474,6 +492,10 @@ fn uplink(now_us: u64, gateway: &Gateway, index: usize, base: &UplinkStatus, pat
     let session = &gateway.uplinks()[index];
     let estimate = gateway.health()[index].estimate(now_us);
     let counters = session.counters();
+    let health = &gateway.health()[index];
+    let budget = gateway.budgets().nth(index).flatten();
+    let month = budget.map(weir_logic::budget::MonthBudget::spent_of);
+    let probes = health.cold().map(|cold| cold.counters()).unwrap_or_default();
     UplinkStatus {
         name: base.name.clone(),
         up: session.is_up(),
@@ -489,10 +511,25 @@ fn uplink(now_us: u64, gateway: &Gateway, index: usize, base: &UplinkStatus, pat
         capacity_bps: estimate.capacity_bps as u64,
         loss: estimate.loss,
         confidence: estimate.confidence,
+        breaker: breaker(estimate.breaker).to_owned(),
+        breaker_reason: health.breaker().reason().map(|reason| reason.to_string()),
+        month_used_bytes: month.map(|(used, _)| used),
+        month_bytes: month.map(|(_, limit)| limit),
+        paced: budget.map_or(0, |budget| budget.counters().paced),
+        probes: probes.probes,
+        probe_bytes: probes.used_bytes,
         attempts: counters.attempts,
         ups: counters.ups,
         downs: counters.downs,
         unknown_messages: counters.unknown_messages,
+    }
+}
+
+fn breaker(state: BreakerState) -> &'static str {
+    match state {
+        BreakerState::Closed => "closed",
+        BreakerState::HalfOpen { .. } => "half-open",
+        BreakerState::Open { .. } => "open",
     }
 }
 
@@ -506,7 +543,15 @@ fn price(gateway: &Gateway) -> PlanStatus {
         forecast_bytes: price.forecast_bytes as u64,
         waiting_bytes: price.waiting_bytes as u64,
         next_stream: price.marginal.and_then(name),
+        routes: routes(gateway),
+        changes: gateway.changes().total(),
     }
+}
+
+fn routes(gateway: &Gateway) -> BTreeMap<String, Vec<String>> {
+    let name = |&uplink: &u8| gateway.policy().uplinks[usize::from(uplink)].name.to_string();
+    let of = |class: Class| gateway.plan().uplinks[class.index()].iter().map(name).collect();
+    Class::ALL.into_iter().map(|class| (class.name().to_owned(), of(class))).collect()
 }
 
 fn model((name, stats): &(String, Stats)) -> ModelStatus {

@@ -110,7 +110,8 @@ impl Gateway {
             now_us,
         };
         let uplinks = gateway.uplink_views(now_us);
-        gateway.plan = plan(&gateway.policy, &View { now_us, price: crate::price::Explanation::default(), uplinks: &uplinks }, None);
+        gateway.plan =
+            plan(&gateway.policy, &View { now_us, price: crate::price::Explanation::default(), uplinks: &uplinks }, None);
         gateway.announce_plan(None);
         gateway.want_ways(now_us);
         gateway.settle(now);
@@ -148,6 +149,12 @@ impl Gateway {
             Input::UplinkWritten { uplink, flow, len } => lanes.written(uplink, flow, len),
             Input::UplinkPath { uplink, path } => self.path(now_us, uplink, &path),
             Input::UplinkClosed { uplink, reason } => self.uplinks[usize::from(uplink)].closed(now_us, reason),
+            Input::UplinkInterface { uplink, up } => {
+                self.health[usize::from(uplink)].interface(now_us, up);
+                if up {
+                    self.uplinks[usize::from(uplink)].retry_now(now_us);
+                }
+            }
             Input::Stop => self.stop(now),
         }
         self.settle(now);

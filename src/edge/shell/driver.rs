@@ -1,7 +1,8 @@
 //! The loop that feeds the gateway and carries out what it wants.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,6 +11,7 @@ use weir_host::clock::{Clock, ClockMark};
 use weir_host::notify::Notify;
 use weir_host::shutdown::Shutdown;
 use weir_infer::{Outcome, RefusedReason, Request, Worker};
+use weir_logic::budget::BudgetLevel;
 use weir_logic::gateway::{Event, Gateway, Input, Output};
 use weir_logic::health::PathStats;
 use weir_logic::ids::VoidReason;
@@ -22,6 +24,7 @@ use super::auth::Credentials;
 use super::listen::{ClientCommand, ClientHandle, ConnIds, ListenCounters, recycle};
 use super::notices::{Failures, Notices};
 use super::uplink::{UplinkCommand, UplinkEvent};
+use crate::budget;
 use crate::status::{Status, StoreStatus};
 use crate::store::{StoreEvent, StoreInput, StoreTime};
 
@@ -66,6 +69,7 @@ pub(crate) struct DriverParts {
     pub(crate) uplinks: Vec<UplinkHandle>,
     pub(crate) status_tx: watch::Sender<Status>,
     pub(crate) base_status: Status,
+    pub(crate) budget_path: PathBuf,
     pub(crate) notify: Notify,
     pub(crate) listen_counters: Arc<ListenCounters>,
 }
@@ -79,6 +83,9 @@ pub(crate) struct Driver {
     /// Loads and commits that found the store's queue full; it is longer than the gateway ever asks for at once.
     waiting_store: VecDeque<StoreInput>,
     published_us: u64,
+    /// When the months' budgets were last saved, and what was saved.
+    budgets_saved_us: u64,
+    budgets_saved: BTreeMap<String, BudgetLevel>,
     /// When the transaction that is under way was handed to the disk.
     asked_us: Option<u64>,
     /// By model: windows that found its queue full; no more than the gateway has under way.
@@ -122,6 +129,8 @@ impl Driver {
             store: StoreStatus::default(),
             waiting_store: VecDeque::new(),
             published_us: 0,
+            budgets_saved_us: 0,
+            budgets_saved: BTreeMap::new(),
             auth_refused: 0,
             refusals: Notices::default(),
             asked_us: None,
@@ -148,9 +157,11 @@ impl Driver {
             }
             self.carry_out();
             self.publish(false);
+            self.save_budgets(false).await;
         }
         self.stop().await;
         self.publish(true);
+        self.save_budgets(true).await;
         self.parts.models
     }
 
@@ -176,7 +187,9 @@ impl Driver {
             Woken::Message(message) => self.message(now, message),
             Woken::Store(event) => self.store_event(now, event),
             Woken::Infer(batch) => self.inferred(now, batch),
-            Woken::Uplink(index, generation, event) if generation == self.parts.uplinks[index].generation => {
+            Woken::Uplink(index, generation, event)
+                if generation == self.parts.uplinks[index].generation || matches!(event, UplinkEvent::Interface { .. }) =>
+            {
                 self.uplink_event(now, index as u8, event);
             }
             Woken::Time => self.parts.gateway.handle(now, Input::Tick),
@@ -288,6 +301,7 @@ impl Driver {
                 gateway.handle(now, Input::UplinkPath { uplink, path });
             }
             UplinkEvent::Closed(reason) => gateway.handle(now, Input::UplinkClosed { uplink, reason }),
+            UplinkEvent::Interface { up } => gateway.handle(now, Input::UplinkInterface { uplink, up }),
         }
     }
 
@@ -447,6 +461,30 @@ impl Driver {
             let Some(woken) = woken else { break };
             self.take(woken);
             self.carry_out();
+        }
+    }
+
+    /// Saves what was used of metered uplinks, on another thread; at a stop it waits for that.
+    async fn save_budgets(&mut self, at_stop: bool) {
+        let now_us = self.parts.clock.now_us();
+        if !at_stop && now_us < self.budgets_saved_us.saturating_add(budget::SAVE_US) {
+            return;
+        }
+        self.budgets_saved_us = now_us;
+        let named = self.parts.uplinks.iter().zip(self.parts.gateway.budgets());
+        let levels: BTreeMap<_, _> = named.filter_map(|(uplink, of)| Some((uplink.name.clone(), of?.level()))).collect();
+        if levels == self.budgets_saved {
+            return;
+        }
+        self.budgets_saved = levels.clone();
+        let path = self.parts.budget_path.clone();
+        let saved = tokio::task::spawn_blocking(move || {
+            if let Err(err) = budget::save(&path, &levels) {
+                tracing::warn!(path = %path.display(), %err, "what was used of metered uplinks is not saved; it is tried again");
+            }
+        });
+        if at_stop {
+            let _ = saved.await;
         }
     }
 

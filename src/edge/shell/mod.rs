@@ -6,6 +6,7 @@
 
 pub(crate) mod auth;
 mod driver;
+pub(crate) mod interface;
 pub(crate) mod listen;
 mod notices;
 pub(crate) mod uplink;

@@ -96,6 +96,13 @@ pub enum Input<'a> {
         /// Why.
         reason: String,
     },
+    /// The network interface of an uplink came up, or went down or away.
+    UplinkInterface {
+        /// The uplink.
+        uplink: u8,
+        /// True if it came up.
+        up: bool,
+    },
     /// The process is asked to stop.
     Stop,
 }

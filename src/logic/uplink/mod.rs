@@ -364,12 +364,23 @@ impl Session {
         if !matches!(self.state, State::Waiting { .. }) {
             self.hang_up(now_us, DownReason::Resting);
         }
-        self.state = State::Waiting { retry_us: u64::MAX };
+        self.state = State::Waiting { retry_us: STOPPED_US };
     }
 
     /// Connects at once if it is at rest.
     pub fn wake(&mut self, now_us: u64) {
-        if self.state == (State::Waiting { retry_us: u64::MAX }) {
+        if self.state == (State::Waiting { retry_us: STOPPED_US }) {
+            self.state = State::Waiting { retry_us: now_us };
+        }
+    }
+
+    /// Something has changed for the better, such as an interface that came up: tries at once if it waits, and begins with
+    /// the shortest wait again, because an address and a route come some seconds after the interface.
+    ///
+    /// Nothing happens to a session that is up or on its way, nor to one that rests or was stopped.
+    pub fn retry_now(&mut self, now_us: u64) {
+        if matches!(self.state, State::Waiting { retry_us } if retry_us != STOPPED_US) {
+            self.backoff.reset();
             self.state = State::Waiting { retry_us: now_us };
         }
     }
@@ -379,7 +390,7 @@ impl Session {
         if !matches!(self.state, State::Waiting { .. }) {
             self.hang_up(now_us, DownReason::Stopped);
         }
-        self.state = State::Waiting { retry_us: u64::MAX };
+        self.state = State::Waiting { retry_us: STOPPED_US };
     }
 
     fn write_ping(&mut self, now_us: u64, settled: PerClass<u64>) {
@@ -418,6 +429,8 @@ impl Session {
     }
 }
 
+/// When a session that was stopped tries again: never.
+const STOPPED_US: u64 = u64::MAX;
 /// Heartbeats whose answer is still awaited: with one a second more than the silence limit lets live.
 const PINGS_MAX: usize = 64;
 

@@ -124,3 +124,35 @@ fn a_session_that_worked_is_soon_tried_again() {
     let waits = cycles(12, LIMITS.backoff_us.1, &[]);
     assert!(waits.iter().all(|&wait| wait <= 500_000), "it held for long: {waits:?}");
 }
+
+#[test]
+fn what_changes_for_the_better_is_tried_at_once_and_starts_the_waits_again() {
+    let mut session = Session::new(0, LIMITS, 1);
+    let mut now_us = 0;
+    for _ in 0..12 {
+        session.tick(now_us, Default::default);
+        session.closed(now_us, "no such interface".to_owned());
+        now_us = session.deadline_us();
+    }
+    outputs(&mut session);
+    now_us -= 10_000_000;
+    session.retry_now(now_us);
+    session.tick(now_us, Default::default);
+    assert_eq!(outputs(&mut session), [SessionOutput::Connect]);
+    session.retry_now(now_us);
+    assert_eq!(session.deadline_us(), now_us + LIMITS.connect_us, "an attempt that is under way goes on");
+    session.closed(now_us, "no address yet".to_owned());
+    assert!(session.deadline_us() <= now_us + LIMITS.backoff_us.0);
+}
+
+#[test]
+fn a_session_that_is_up_or_stopped_does_not_try_again() {
+    let mut session = up();
+    session.retry_now(3_000);
+    assert!(session.is_up());
+    session.stop(4_000);
+    outputs(&mut session);
+    session.retry_now(5_000);
+    session.tick(6_000, Default::default);
+    assert_eq!(outputs(&mut session), []);
+}
