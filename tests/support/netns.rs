@@ -101,12 +101,17 @@ impl Drop for Namespace {
     }
 }
 
-/// Deletes what processes that were killed have left behind.
+/// Deletes what processes that were killed have left behind, with all that still runs in it.
 fn sweep() {
     let Ok(entries) = std::fs::read_dir("/run/netns") else { return };
     for name in entries.flatten().filter_map(|entry| entry.file_name().into_string().ok()) {
         let maker = name.strip_prefix(PREFIX).and_then(|rest| rest.strip_prefix('-')?.split('-').next());
-        if maker.is_some_and(|id| !Path::new("/proc").join(id).exists()) {
+        // One that has ended and was not waited for has no program any more.
+        if maker.is_some_and(|id| Path::new("/proc").join(id).join("exe").read_link().is_err()) {
+            let left = Command::new("ip").args(["netns", "pids", &name]).output().map(|output| output.stdout);
+            for id in String::from_utf8_lossy(&left.unwrap_or_default()).split_whitespace() {
+                let _ = Command::new("kill").args(["-KILL", id]).output();
+            }
             let _ = Command::new("ip").args(["netns", "delete", &name]).output();
         }
     }
