@@ -224,6 +224,11 @@ impl UplinkHealth {
         self.judge(now_us);
     }
 
+    /// Judges anew what is known; at [`UplinkHealth::deadline_us`], and whenever the verdict is asked for.
+    pub fn look(&mut self, now_us: u64) {
+        self.judge(now_us);
+    }
+
     /// The change of the verdict since the last call, if any; several are one, from the first state to the last.
     pub fn take_change(&mut self) -> Option<StateChange> {
         self.change.take().filter(|change| change.from != change.to)
