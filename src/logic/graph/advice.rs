@@ -153,6 +153,18 @@ impl Neighbours {
 }
 
 impl Concern {
+    /// How much longer than estimated things must be reckoned to last, from 1 up: twice if it is surely slow, three times if
+    /// degraded, five times if down. Enough to prefer another way that is as good, and to probe; never enough to close one.
+    pub fn slowdown(&self) -> f64 {
+        let more = match self.trouble {
+            Trouble::Slow => 1.0,
+            Trouble::Degraded => 2.0,
+            Trouble::Down => 4.0,
+        };
+        // A few affected sites of many weigh less than all of them.
+        1.0 + more * self.confidence * self.share
+    }
+
     /// The same after it was held for a while.
     fn after(mut self, held_us: u64) -> Concern {
         self.age_us = self.age_us.saturating_add(held_us);

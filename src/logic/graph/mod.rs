@@ -42,6 +42,7 @@ mod federation;
 mod names;
 mod node;
 mod publish;
+mod sightings;
 mod site;
 mod snapshot;
 mod subgraph;

@@ -6,7 +6,7 @@
 //! first while after a start everything is new, and nothing is said.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::hash::{BuildHasher, Hash, Hasher};
+use std::hash::BuildHasher;
 
 use foldhash::fast::FixedState;
 use serde::{Deserialize, Serialize};
@@ -141,10 +141,7 @@ fn is_talk(from: NodeKind, to: NodeKind) -> bool {
 
 fn pair(part: Part<'_>, from: u16, to: u16) -> u64 {
     // Fixed keys: what is remembered decides what is shown, and the same inputs show the same.
-    let mut hasher = FixedState::with_seed(PAIR_SEED).build_hasher();
-    let (from, to) = (part.key(from), part.key(to));
-    (from, to).hash(&mut hasher);
-    hasher.finish()
+    FixedState::with_seed(PAIR_SEED).hash_one((part.key(from), part.key(to)))
 }
 
 /// Any number does.

@@ -94,8 +94,10 @@ fn a_carrier_that_fails_for_most_of_its_sites_is_named_and_they_are_told() {
     let shared = fleet.sites[88].1.shared(0);
     let (node, concern) = box_88.about(0, shared).expect("a concern");
     assert_eq!((node.to_string().as_str(), concern.trouble, concern.share), ("carrier/carrier-1", Trouble::Down, 0.8));
+    assert!((concern.slowdown() - (1.0 + 4.0 * concern.confidence * 0.8)).abs() < 1e-9);
     let later = box_88.about(60 * SECOND_US, shared).expect("a concern").1;
     assert!((later.confidence - concern.confidence / 2.0).abs() < 0.01 && later.age_us >= 60 * SECOND_US);
+    assert!(later.slowdown() < concern.slowdown());
     assert_eq!(box_88.about(600 * SECOND_US, shared), None, "what nobody repeats is forgotten");
 }
 

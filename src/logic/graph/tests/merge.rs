@@ -119,11 +119,11 @@ fn letters(events: &[(usize, Event)]) -> Vec<Letter> {
         now_us += 1_100_000;
         let from = &mut boxes[*at];
         from.apply(event, &mut now_us, &clouds);
-        for peer in 0..PEERS {
+        for (peer, cloud) in clouds.iter_mut().enumerate() {
             let Some(bytes) = from.publisher.next(now_us, from.site.graph(), &mut from.peers[peer]) else { continue };
             // Some are lost on the way, and the peer says so at the next delta.
             if step % 7 != peer {
-                match clouds[peer].merge(now_us, &from.owner, &bytes) {
+                match cloud.merge(now_us, &from.owner, &bytes) {
                     Ok(Merged::NeedFull(_)) => from.peers[peer].need_full(),
                     other => {
                         other.expect("a sound digest");

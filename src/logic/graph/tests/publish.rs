@@ -40,7 +40,6 @@ fn a_full_digest_of_3_uplinks_and_20_streams_stays_under_2_kb_and_a_delta_under_
     let red = UplinkEstimate { state: UplinkState::Red, ..healthy(3 * SECOND_US, 1.7) };
     sender.site.uplink(4 * SECOND_US, 0, &red);
     let one = sender.next(4 * SECOND_US).expect("a delta");
-    println!("full {} bytes, delta of all uplinks {}, of one verdict {}", full.len(), all.len(), one.len());
     assert!(full.len() < 2_000, "{}", full.len());
     assert!(all.len() < 200 && one.len() < 60, "{} and {}", all.len(), one.len());
     assert_eq!(Digest::decode(&full[..]).expect("a digest").base, 0);
