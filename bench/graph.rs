@@ -1,7 +1,7 @@
 //! The federated graph at fleet size: memory for each box, merges a second, and how long the search for common causes takes.
 //!
-//! All digests are made first, so that what the resident memory grows by is the federation's alone. Names of streams and
-//! sensors are shared by all boxes, as in a fleet from one template, or all different, the worst case.
+//! All digests are made first, so that what the resident memory grows by is the federation's alone; one run a process, because
+//! a second would use what the first has freed.
 
 use std::path::PathBuf;
 use std::time::Instant;
@@ -29,6 +29,9 @@ pub(crate) struct Args {
     /// Deltas from each.
     #[arg(long, default_value_t = 5)]
     deltas: usize,
+    /// No two boxes have the name of a stream or sensor group in common, the worst case; otherwise all are from one template.
+    #[arg(long)]
+    names_differ: bool,
     /// Writes the results here as well.
     #[arg(long)]
     json: Option<PathBuf>,
@@ -36,7 +39,7 @@ pub(crate) struct Args {
 
 #[derive(Debug, Serialize)]
 struct Run {
-    names: &'static str,
+    names_differ: bool,
     full_bytes: f64,
     delta_bytes: f64,
     resident_bytes_per_gateway: f64,
@@ -60,38 +63,23 @@ struct Letters {
 const SECOND_US: u64 = 1_000_000;
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
+    let run = measure(args)?;
+    let Run { full_bytes, delta_bytes, publish_us, .. } = run;
+    println!("full digest {full_bytes:.0} bytes, delta {delta_bytes:.0} bytes, made in {publish_us:.1} us");
     println!(
-        "| names | full B | delta B | resident B/box | estimated B/box | talkers B/box | full merges/s | delta merges/s | publish us | \
-         causes ms, quiet | causes ms, trouble |"
+        "memory for each of {} boxes: {:.0} bytes resident ({:.0} reckoned), who talks to whom {:.0} bytes",
+        args.gateways, run.resident_bytes_per_gateway, run.estimated_bytes_per_gateway, run.talkers_bytes_per_gateway
     );
-    println!("| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |");
-    let mut runs = Vec::new();
-    for names in ["shared", "all different"] {
-        let run = measure(args, names)?;
-        println!(
-            "| {} | {:.0} | {:.0} | {:.0} | {:.0} | {:.0} | {:.0} | {:.0} | {:.1} | {:.0} | {:.0} |",
-            run.names,
-            run.full_bytes,
-            run.delta_bytes,
-            run.resident_bytes_per_gateway,
-            run.estimated_bytes_per_gateway,
-            run.talkers_bytes_per_gateway,
-            run.full_merges_per_s,
-            run.delta_merges_per_s,
-            run.publish_us,
-            run.judge_quiet_ms,
-            run.judge_trouble_ms
-        );
-        runs.push(run);
-    }
+    println!("merges a second: {:.0} full, {:.0} deltas", run.full_merges_per_s, run.delta_merges_per_s);
+    println!("search for common causes: {:.0} ms, {:.0} ms while one fails", run.judge_quiet_ms, run.judge_trouble_ms);
     if let Some(path) = &args.json {
-        std::fs::write(path, serde_json::to_string_pretty(&runs)?)?;
+        std::fs::write(path, serde_json::to_string_pretty(&run)?)?;
     }
     Ok(())
 }
 
-fn measure(args: &Args, names: &'static str) -> anyhow::Result<Run> {
-    let letters = letters(args, names == "all different")?;
+fn measure(args: &Args) -> anyhow::Result<Run> {
+    let letters = letters(args)?;
     let gateways = args.gateways as f64;
     let before = resident_bytes()?;
     let mut cloud = Federation::new(FederationLimits { owners_max: args.gateways, ..FederationLimits::default() });
@@ -109,12 +97,13 @@ fn measure(args: &Args, names: &'static str) -> anyhow::Result<Run> {
     let delta_s = start.elapsed().as_secs_f64();
     anyhow::ensure!(cloud.counters().deltas as usize == args.gateways * args.deltas, "not all deltas were taken");
     let resident = resident_bytes()? - before;
+    let estimated = cloud.memory_bytes();
     let now_us = (args.deltas as u64 + 1) * SECOND_US;
     let mut causes = Causes::new(CauseLimits::default());
     let judge_quiet_ms = judge(&mut causes, now_us, &cloud);
     // One carrier of the hundred fails.
     for index in 0..args.gateways {
-        let (mut site, mut publisher) = (site(args, index, false)?, Publisher::new(1, 1, PublisherLimits::default()));
+        let (mut site, mut publisher) = (site(args, index)?, Publisher::new(1, 1, PublisherLimits::default()));
         for uplink in 0..args.uplinks {
             let is_bad = carrier(index, uplink) == 7;
             let state = if is_bad { UplinkState::Red } else { UplinkState::Green };
@@ -137,11 +126,11 @@ fn measure(args: &Args, names: &'static str) -> anyhow::Result<Run> {
     let mean = |bytes: usize, count: f64| bytes as f64 / count;
     let delta_bytes = letters.deltas.iter().flatten().map(Vec::len).sum();
     Ok(Run {
-        names,
+        names_differ: args.names_differ,
         full_bytes: mean(letters.fulls.iter().map(|(_, bytes)| bytes.len()).sum(), gateways),
         delta_bytes: mean(delta_bytes, gateways * args.deltas as f64),
         resident_bytes_per_gateway: resident / gateways,
-        estimated_bytes_per_gateway: mean(cloud.memory_bytes(), gateways),
+        estimated_bytes_per_gateway: mean(estimated, gateways),
         talkers_bytes_per_gateway: talkers_bytes / gateways,
         full_merges_per_s: gateways / full_s,
         delta_merges_per_s: gateways * args.deltas as f64 / delta_s,
@@ -157,11 +146,11 @@ fn judge(causes: &mut Causes, now_us: u64, cloud: &Federation) -> f64 {
     start.elapsed().as_secs_f64() * 1e3
 }
 
-fn letters(args: &Args, all_different: bool) -> anyhow::Result<Letters> {
+fn letters(args: &Args) -> anyhow::Result<Letters> {
     let mut letters = Letters { fulls: Vec::new(), deltas: vec![Vec::new(); args.deltas], publish_us: 0.0 };
     let mut publishing_s = 0.0;
     for index in 0..args.gateways {
-        let mut site = site(args, index, all_different)?;
+        let mut site = site(args, index)?;
         let (mut publisher, mut peer) = (Publisher::new(0, 1, PublisherLimits::default()), Peer::default());
         for round in 0..=args.deltas {
             let now_us = (round as u64 + 1) * SECOND_US;
@@ -183,8 +172,8 @@ fn letters(args: &Args, all_different: bool) -> anyhow::Result<Letters> {
     Ok(letters)
 }
 
-fn site(args: &Args, index: usize, all_different: bool) -> anyhow::Result<Site> {
-    let of = if all_different { format!("-{index:05}") } else { String::new() };
+fn site(args: &Args, index: usize) -> anyhow::Result<Site> {
+    let of = if args.names_differ { format!("-{index:05}") } else { String::new() };
     let stream = |at: usize| StreamShape {
         name: format!("vibration-{at}{of}"),
         sensors: vec![format!("plant{of}/line-{at}/+/acceleration")],
