@@ -57,7 +57,7 @@ finish() {
 install_tools() {
     command -v cargo >/dev/null || { echo "no cargo: install Rust with rustup first"; return 1; }
     if command -v apt-get >/dev/null; then
-        ensure_packages gcc g++ libc6-dev mosquitto mosquitto-clients
+        ensure_packages gcc g++ libc6-dev iproute2 mosquitto mosquitto-clients
         python3 -m pip --version >/dev/null 2>&1 || ensure_packages python3 python3-pip
     fi
     { cargo fmt --version && cargo clippy --version; } || rustup component add rustfmt clippy

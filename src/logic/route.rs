@@ -139,7 +139,7 @@ pub fn route(
     LaneRoute { candidates, since_us }
 }
 
-/// Time that a block of [`BLOCK_BYTES`] needs over this uplink, with money as time, in microseconds.
+/// Time that a block of 16 KiB needs over this uplink, with money as time, in microseconds.
 pub fn cost_us(class: Class, of: &UplinkPolicy, view: &UplinkView) -> u64 {
     let estimate = &view.estimate;
     let rate = estimate.capacity_bps.max(RATE_BPS_MIN);

@@ -8,6 +8,7 @@ use weir::buffer::BufferCommand;
 use weir::check::CheckArgs;
 use weir::demo::DemoArgs;
 use weir::explain::ExplainArgs;
+use weir::link::command::LinkArgs;
 use weir::pki::PkiCommand;
 use weir::runtime::RuntimeCommand;
 use weir::sim::command::SimArgs;
@@ -30,6 +31,8 @@ enum Command {
     Explain(ExplainArgs),
     /// Compare what policies would have delivered over a link: Weir, strict priorities, a plain bridge, and the best possible
     Sim(SimArgs),
+    /// Emulate a link between two network namespaces, and cut, slow or block it
+    Link(LinkArgs),
     /// Make a certificate authority and issue certificates
     #[command(subcommand)]
     Pki(PkiCommand),
@@ -73,6 +76,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::Demo(args) => return weir::demo::execute(&args),
         Command::Check(args) => return weir::check::run(&args),
+        Command::Link(args) => return weir::link::command::run(&args),
         Command::Explain(args) => weir::explain::run(&args, &mut io::stdout().lock())?,
         Command::Sim(args) => weir::sim::command::run(&args)?,
         Command::Pki(command) => command.run(&mut io::stdout().lock())?,

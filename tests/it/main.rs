@@ -4,7 +4,9 @@
 mod access;
 mod conservation;
 mod demo;
+mod failover;
 mod full_disk;
+mod link;
 mod oracle;
 mod purity;
 mod readme;

@@ -101,10 +101,7 @@ impl Site {
     /// If the machine refuses.
     pub fn new(binaries: Binaries, plan: Plan) -> Site {
         let dir = TempDir::with_prefix("weir-site-").expect("there is room for temporary files");
-        let pki_dir = dir.path().join("pki");
-        pki::init(&pki_dir, false).expect("an authority can be made");
-        pki::issue(&pki_dir, &Request::gateway(GATEWAY), false).expect("a box can be certified");
-        pki::issue(&pki_dir, &Request::local_cloud("cloud"), false).expect("a cloud can be certified");
+        certify(dir.path());
         let addrs = Addrs { mqtt: free_addr(), edge_admin: free_addr(), cloud_quic: free_addr(), cloud_admin: free_addr() };
         let link = start_link(&plan, addrs.cloud_quic);
         let logs = Logs(vec![dir.path().join("edge.log"), dir.path().join("cloud.log")]);
@@ -172,7 +169,7 @@ impl Site {
 
     /// Takes the link down, or gives it back.
     pub fn cut_link(&self, is_down: bool) {
-        self.link.force_down(is_down);
+        self.link.link().force_down(is_down);
     }
 
     /// Changes what is special, for processes started from now on.
@@ -321,10 +318,7 @@ impl Site {
 
     /// Records that the box says it holds.
     pub fn edge_holds(&self) -> Option<u64> {
-        let status = self.edge_status()?;
-        // A box that has only just begun shows no lanes yet.
-        let lanes = status["lanes"].as_array().filter(|lanes| !lanes.is_empty())?;
-        lanes.iter().map(|lane| lane["records"].as_u64()).sum()
+        records_held(&self.edge_status()?)
     }
 
     /// Waits until the box's uplink is up, or down.
@@ -362,6 +356,21 @@ impl Drop for Site {
             eprintln!("--- health of the box: {edge:?}, of the cloud: {cloud:?}");
         }
     }
+}
+
+/// Makes certificates of the box and a cloud in a folder `pki`.
+pub(super) fn certify(dir: &Path) {
+    let pki_dir = dir.join("pki");
+    pki::init(&pki_dir, false).expect("an authority can be made");
+    pki::issue(&pki_dir, &Request::gateway(GATEWAY), false).expect("a box can be certified");
+    pki::issue(&pki_dir, &Request::local_cloud("cloud"), false).expect("a cloud can be certified");
+}
+
+/// Records that a box holds, by its status.
+pub(super) fn records_held(status: &serde_json::Value) -> Option<u64> {
+    // A box that has only just begun shows no lanes yet.
+    let lanes = status["lanes"].as_array().filter(|lanes| !lanes.is_empty())?;
+    lanes.iter().map(|lane| lane["records"].as_u64()).sum()
 }
 
 /// A binary, with other programs put before it.
