@@ -4,8 +4,9 @@
 //! the others the ones in good order come first, then those that have only just been reopened, then the bad ones: a bad road
 //! is better than none. Among equals the cheapest goes first, by the time a block needs and what its bytes cost.
 //!
-//! Leaving a road that has failed happens at once. Going back does not: a breaker closes only after its hold-down, and among
-//! roads in equal order the present one stays first until another has been better by [`MARGIN`] for [`HOLD_US`].
+//! Leaving a road that has failed, or that is far slower than another, happens at once. Going back does not: a breaker closes
+//! only after its hold-down, nothing is gone back to within [`HOLD_US`] of leaving it, and among roads in equal order the present
+//! one stays first for as long and until another is better by [`MARGIN`].
 //!
 //! What surprised us:
 //! - A stand-in (TLS over TCP on the same link) looks as good as its QUIC uplink and must not compete with it.
@@ -74,6 +75,8 @@ pub struct Candidate {
     pub state: UplinkState,
     /// Time that a block needs, with money as time, in microseconds.
     pub cost_us: u64,
+    /// When it was last left for another, in service time.
+    pub left_us: Option<u64>,
 }
 
 /// The way of one lane.
@@ -117,26 +120,50 @@ pub fn route(
         .map(|(index, (of, view))| {
             let refusal = refusal(class, policy, of, view, &standings, lambda);
             let standing = refusal.map_or(standings[index], Standing::Refused);
-            Candidate { uplink: index as u8, standing, state: view.estimate.state, cost_us: cost_us(class, of, view) }
+            let left_us = last.and_then(|last| last.candidates.iter().find(|c| usize::from(c.uplink) == index)?.left_us);
+            Candidate { uplink: index as u8, standing, state: view.estimate.state, cost_us: cost_us(class, of, view), left_us }
         })
         .collect();
     refuse_idle_paid(class, policy, uplinks, &mut candidates);
     candidates.sort_by_key(|candidate| (candidate.standing, candidate.cost_us, candidate.uplink));
-    let mut since_us = now_us;
-    if let Some(last) = last
-        && let Some(first) = last.candidates.first()
-        && let Some(at) = candidates.iter().position(|candidate| candidate.uplink == first.uplink)
-    {
-        let (present, best) = (candidates[at], candidates[0]);
-        let is_equal = present.standing == best.standing;
-        let is_better = best.cost_us as f64 * (1.0 + MARGIN) + (MARGIN_US as f64) < present.cost_us as f64;
-        let is_held = now_us < last.since_us.saturating_add(HOLD_US);
-        if at == 0 || (is_equal && (is_held || !is_better)) {
+    let Some((present, since_us)) = last.and_then(|last| Some((last.candidates.first()?.uplink, last.since_us))) else {
+        return LaneRoute { candidates, since_us: now_us };
+    };
+    match choose(now_us, since_us, present, &candidates) {
+        Some(at) => {
             candidates[..=at].rotate_right(1);
-            since_us = last.since_us;
+            if let Some(left) = candidates.iter_mut().find(|candidate| candidate.uplink == present) {
+                left.left_us = Some(now_us);
+            }
+            LaneRoute { candidates, since_us: now_us }
+        }
+        None => {
+            let at = candidates.iter().position(|candidate| candidate.uplink == present).unwrap_or_default();
+            candidates[..=at].rotate_right(1);
+            LaneRoute { candidates, since_us }
         }
     }
-    LaneRoute { candidates, since_us }
+}
+
+/// Position of the candidate that takes the place of the present first; `None` if that stays.
+fn choose(now_us: u64, since_us: u64, present: u8, candidates: &[Candidate]) -> Option<usize> {
+    let best = candidates[0];
+    let of = candidates.iter().find(|candidate| candidate.uplink == present)?;
+    if of.standing != best.standing {
+        return Some(0);
+    }
+    let is_held = now_us < since_us.saturating_add(HOLD_US);
+    let is_better = |other: &Candidate| {
+        let (mine, theirs) = (of.cost_us as f64, other.cost_us as f64);
+        let by_far = theirs * FAR + FAR_US as f64;
+        mine > by_far || (!is_held && mine > theirs * (1.0 + MARGIN) + MARGIN_US as f64)
+    };
+    let may_return = |other: &Candidate| other.left_us.is_none_or(|left_us| now_us >= left_us.saturating_add(HOLD_US));
+    let others = candidates.iter().enumerate().take_while(|(_, other)| other.standing == best.standing);
+    others
+        .filter(|(_, other)| other.uplink != present && may_return(other))
+        .find(|(_, other)| is_better(other))
+        .map(|(at, _)| at)
 }
 
 /// Time that a block of 16 KiB needs over this uplink, with money as time, in microseconds.
@@ -231,6 +258,10 @@ pub const MARGIN: f64 = 0.3;
 pub const MARGIN_US: u64 = 20_000;
 /// For how long the first stays first among equals, in microseconds.
 pub const HOLD_US: u64 = 10_000_000;
+/// One that costs so many times as much as another, and [`FAR_US`] more, has failed in all but name and is left at once.
+pub const FAR: f64 = 4.0;
+/// See [`FAR`]: half a second.
+pub const FAR_US: u64 = 500_000;
 /// The block that costs are compared by: one frame of a lane stream.
 const BLOCK_BYTES: f64 = 16.0 * 1024.0;
 const RATE_BPS_MIN: f64 = 1_000.0;

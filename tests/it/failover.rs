@@ -44,17 +44,15 @@ const NOTICED_GOAL: Duration = Duration::from_secs(1);
 /// From a cut of the link in use until a critical message sent after it is stored: a second to notice, and half a second for
 /// the rest; and what is asserted, for a busy machine.
 const CUT_MOVED_GOAL: Duration = Duration::from_millis(1_500);
-const CUT_MOVED_LIMIT: Duration = Duration::from_millis(2_500);
+const CUT_MOVED_LIMIT: Duration = Duration::from_secs(2);
 /// The same from the moment at which UDP is blocked or throttled, which is to be noticed within 3 s.
 const UDP_MOVED_LIMIT: Duration = Duration::from_millis(3_500);
 /// From the end of a cut of both links until a critical message sent after it is stored: an attempt to connect is repeated
 /// soon; and what is asserted, as QUIC doubles its own wait within an attempt.
 const BOTH_BACK_GOAL: Duration = Duration::from_secs(3);
 const BOTH_BACK_LIMIT: Duration = Duration::from_secs(8);
-/// Half of all critical messages, most of them sent while the link in use is slow: they should go over the other. Not yet held:
-/// they wait behind a queue of 64 KiB at 200 kbit/s.
-const SLOW_P50_GOAL: Duration = Duration::from_millis(500);
-const SLOW_P50_LIMIT: Duration = Duration::from_secs(8);
+/// Half of all critical messages, most of them sent while the link in use is slow: they go over the other.
+const SLOW_P50_LIMIT: Duration = Duration::from_millis(500);
 /// The slowest critical message while one link comes and goes every 2 s for half a minute: each cut is noticed as one is; and
 /// what is asserted, for a busy machine.
 const FLAP_CRITICAL_GOAL: Duration = Duration::from_millis(2_500);
@@ -381,7 +379,7 @@ fn a_link_that_slows_to_a_fiftieth_loses_nothing() {
     let outcome = run.end();
     let p50 = outcome.latency.p50;
     println!(
-        "slow: noticed after {noticed:?}, half of the critical messages were stored within {p50:?}, to hold: {SLOW_P50_GOAL:?}"
+        "slow: noticed after {noticed:?}, half of the critical messages were stored within {p50:?}, to hold: {SLOW_P50_LIMIT:?}"
     );
     assert!(p50 <= SLOW_P50_LIMIT && outcome.changes <= FAULT_CHANGES_MAX, "{outcome}");
 }

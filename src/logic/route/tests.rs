@@ -97,6 +97,18 @@ fn it_comes_back_only_when_better_by_the_margin_for_the_hold() {
 }
 
 #[test]
+fn one_that_slows_to_a_crawl_is_left_at_once_and_not_gone_back_to_within_the_hold() {
+    let policy = two();
+    let at = |now_us, views: &[UplinkView], last: &LaneRoute| route(now_us, Class::High, &policy, views, 0.0, Some(last));
+    let first = route(0, Class::High, &policy, &[view(20), view(40)], 0.0, None);
+    let crawls = at(1, &[view(3_000), view(40)], &first);
+    assert_eq!((crawls.first(), crawls.since_us), (Some(1), 1));
+    let swapped = [view(20), view(9_000)];
+    assert_eq!(at(HOLD_US, &swapped, &crawls).first(), Some(1), "however slow the other is now");
+    assert_eq!(at(HOLD_US + 1, &swapped, &crawls).first(), Some(0));
+}
+
+#[test]
 fn when_all_are_bad_or_down_the_best_of_them_is_used() {
     let policy = two();
     assert_eq!(route(0, Class::High, &policy, &[bad(20), bad(200)], 0.0, None).first(), Some(0));
@@ -213,9 +225,9 @@ proptest! {
 
     #[test]
     fn nothing_that_repeats_makes_it_swing_faster_than_the_hold(
-        period in prop::collection::vec((1u64..8 * SECOND_US, 1u64..1_000, 1u64..1_000), 1..12),
+        period in prop::collection::vec((1u64..8 * SECOND_US, 1u64..10_000, 1u64..10_000), 1..12),
     ) {
-        // Whatever costs do, among uplinks in equal order the first changes at most once a hold.
+        // Whatever costs do, each of two uplinks in equal order is gone back to at most once a hold.
         let policy = two();
         let (mut now_us, mut last, mut changes) = (0, None::<LaneRoute>, 0u64);
         for (step_us, a, b) in period.iter().cycle().take(400) {
@@ -224,7 +236,7 @@ proptest! {
             changes += u64::from(last.as_ref().is_some_and(|last| last.first() != next.first()));
             last = Some(next);
         }
-        prop_assert!(changes <= now_us / HOLD_US, "{changes} changes in {} s", now_us / SECOND_US);
+        prop_assert!(changes <= now_us / HOLD_US + 2, "{changes} changes in {} s", now_us / SECOND_US);
     }
 
     #[test]
