@@ -134,8 +134,6 @@ pub struct LaneStatus {
 #[derive(Debug)]
 pub struct Lanes {
     limits: LanesLimits,
-    /// Raw bytes at which a block is sealed now, see [`Lanes::set_pace`].
-    block_bytes: usize,
     /// Order of epochs by age; the last is the present one.
     epochs: Vec<Epoch>,
     lanes: PerClass<Lane>,
@@ -245,7 +243,6 @@ impl Lanes {
         epochs.push(epoch);
         let mut lanes = Lanes {
             limits,
-            block_bytes: limits.block_target_bytes,
             epochs,
             lanes,
             codec: Codec::default(),
@@ -306,7 +303,7 @@ impl Lanes {
     pub fn push(&mut self, now_us: u64, class: Class, stream: u16, record: &NewRecord<'_>) -> u64 {
         let Lane { staging, policy, .. } = &self.lanes[class.index()];
         let spans_us = staging.born_us().map_or(0, |born_us| record.at_us.saturating_sub(born_us));
-        if staging.is_full_for(record.payload.len(), self.block_bytes) || spans_us > policy.span_us_max() {
+        if staging.is_full_for(record.payload.len(), self.limits.block_target_bytes) || spans_us > policy.span_us_max() {
             self.seal(now_us, class);
         }
         let lane = &mut self.lanes[class.index()];

@@ -32,11 +32,6 @@ struct Sum {
     weighted_us: f64,
 }
 
-/// Seconds that a block takes the uplink, and what the shell holds for it; see [`Lanes::set_pace`].
-const BLOCK_S: f64 = 0.25;
-const UNWRITTEN_S: f64 = 0.1;
-/// A block's header and compression are not worth less.
-const BLOCK_BYTES_MIN: usize = 8 * 1024;
 /// Blocks of a queue that are compared: 128 MiB of the usual size, and about 0.1 ms.
 const LOOKED_AT_MAX: usize = 1_024;
 
@@ -81,15 +76,6 @@ impl Lanes {
         };
         let named = sums.iter().enumerate();
         named.flat_map(|(stream, ages)| ages.iter().filter(|s| s.bytes > 0.0).map(move |&sum| cohort(stream, sum))).collect()
-    }
-
-    /// Cuts what is sent to uplinks that carry so many bytes a second each: a block takes the slowest in use a quarter of a second,
-    /// and what the shell holds beside it a tenth, so that what is urgent does not wait behind what is not, nor is bound too early.
-    pub fn set_pace(&mut self, bytes_per_s: &[f64], in_use: impl Iterator<Item = u8>) {
-        let most = self.limits.block_target_bytes;
-        let slowest = in_use.filter_map(|uplink| bytes_per_s.get(usize::from(uplink)).copied()).fold(f64::MAX, f64::min);
-        self.block_bytes = ((BLOCK_S * slowest) as usize).clamp(BLOCK_BYTES_MIN.min(most), most);
-        self.schedule.set_unwritten_max(bytes_per_s.iter().map(|bytes| (UNWRITTEN_S * bytes) as u64));
     }
 
     /// Raw bytes that came since the last call, by stream, and the bytes of a block that a raw byte becomes.
