@@ -61,7 +61,9 @@ pub struct UplinkPolicy {
     pub warm: bool,
     /// The classes that may use it.
     pub classes: PerClass<bool>,
-    /// Zone of the ingest node that it leads to.
+    /// Name of the ingest node that it leads to.
+    pub ingest: Arc<str>,
+    /// Zone of that node.
     pub zone: Option<Arc<str>>,
     /// Shared infrastructure that it goes through: a carrier or a site's router.
     pub carrier: Option<Arc<str>>,
@@ -77,6 +79,7 @@ impl UplinkPolicy {
             meter: None,
             warm: false,
             classes: [true; 4],
+            ingest: "cloud".into(),
             zone: None,
             carrier: None,
         }

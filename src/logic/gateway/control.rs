@@ -73,6 +73,7 @@ impl Gateway {
         if self.control.has_values {
             self.reprice(now_us, at_once);
         }
+        self.federate(now_us);
         self.replan(now_us);
         self.leave_bad_ways(now_us);
         self.want_ways(now_us);
