@@ -94,10 +94,11 @@ impl GlobalGraph {
         }
     }
 
-    /// Fills in what only the graph knows: the last stamp of the gateway's digest.
+    /// Fills in what only the graph knows: our name in it, and the last stamp of the gateway's digest.
     pub(crate) fn stamped(&self, gateway: &str, mut body: Body) -> Body {
         if let Body::Welcome(welcome) = &mut body {
             welcome.last_stamp = Owner::gateway(gateway).ok().and_then(|owner| self.federation.stamp(&owner));
+            welcome.node = self.own.owner.name().to_owned();
         }
         body
     }

@@ -39,11 +39,29 @@ const OVERLOAD_PERCENT: (u64, u64) = (75, 25);
 #[derive(Debug)]
 pub(crate) enum ToHub {
     /// Somebody wants the global graph, as JSON.
-    GraphAsked { answer_tx: oneshot::Sender<Result<String, String>> },
-    Hello { session: SessionId, hello: Hello, peer: Peer },
-    Control { session: SessionId, body: Body },
-    Block { session: SessionId, stream: LaneStream, header: BlockHeader, block: Bytes, room: OwnedSemaphorePermit },
-    Closed { session: SessionId, gateway: Arc<str> },
+    GraphAsked {
+        answer_tx: oneshot::Sender<Result<String, String>>,
+    },
+    Hello {
+        session: SessionId,
+        hello: Hello,
+        peer: Peer,
+    },
+    Control {
+        session: SessionId,
+        body: Body,
+    },
+    Block {
+        session: SessionId,
+        stream: LaneStream,
+        header: BlockHeader,
+        block: Bytes,
+        room: OwnedSemaphorePermit,
+    },
+    Closed {
+        session: SessionId,
+        gateway: Arc<str>,
+    },
 }
 
 /// The hub's end of a connection.

@@ -249,7 +249,7 @@ impl Gateway {
                     self.health[index].heartbeat(now_us, rtt_us);
                     self.way_answered(index);
                 }
-                SessionOutput::Greeted { last_stamp } => self.greeted(index, last_stamp),
+                SessionOutput::Greeted { last_stamp, node } => self.greeted(index, last_stamp, &node),
                 SessionOutput::NeedFull => self.need_full(index),
                 SessionOutput::Advice(advice) => self.advised(now_us, &advice),
                 SessionOutput::Up => {

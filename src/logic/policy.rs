@@ -61,7 +61,7 @@ pub struct UplinkPolicy {
     pub warm: bool,
     /// The classes that may use it.
     pub classes: PerClass<bool>,
-    /// Name of the ingest node that it leads to.
+    /// Name of the ingest node that it leads to, until that says what it calls itself.
     pub ingest: Arc<str>,
     /// Zone of that node.
     pub zone: Option<Arc<str>>,

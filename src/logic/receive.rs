@@ -226,8 +226,8 @@ impl Receiver {
         }
         let last = pages.len() - 1;
         for (at, have) in pages.into_iter().enumerate() {
-            // Whoever keeps the graph fills in the stamp.
-            let welcome = Welcome { protocol: PROTOCOL_VERSION, have, more: at < last, last_stamp: None };
+            // Whoever keeps the graph fills in stamp and name.
+            let welcome = Welcome { protocol: PROTOCOL_VERSION, have, more: at < last, ..Welcome::default() };
             self.outputs.push_back(Output::Send { session: id, body: Body::Welcome(welcome) });
         }
     }

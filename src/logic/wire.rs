@@ -99,6 +99,9 @@ pub struct Welcome {
     /// The last stamp of the gateway's digest that is known here; a gateway that lost its memory goes on above it.
     #[prost(message, optional, tag = "4")]
     pub last_stamp: Option<Stamp>,
+    /// Name of the machine that answers, as it calls itself in the health graph.
+    #[prost(string, tag = "5")]
+    pub node: String,
 }
 
 /// A [`crate::graph::Digest`], encoded: whoever merges it checks its limits before it decodes it.

@@ -7,7 +7,7 @@
 use super::{Event, Gateway, Output};
 use crate::graph::{
     Federation as Others, FederationLimits, Neighbours, Peer, Publisher, PublisherCounters, PublisherLimits, Site, SiteShape,
-    Snapshot, StreamShape, UplinkShape,
+    Snapshot, Stamp, StreamShape, UplinkShape,
 };
 use crate::ids::Epoch;
 use crate::policy::Policy;
@@ -15,6 +15,7 @@ use crate::policy::Policy;
 /// What the gateway knows of the graph.
 #[derive(Debug)]
 pub(super) struct Federation {
+    name: String,
     /// `None` if a name of the policy cannot stand in the graph: then nothing is published.
     site: Option<Site>,
     publisher: Publisher,
@@ -45,6 +46,7 @@ impl Federation {
     pub(super) fn new(name: &str, epoch: Epoch, policy: &Policy) -> Federation {
         let uplinks = policy.uplinks.len();
         Federation {
+            name: name.to_owned(),
             site: Site::new(&shape(name, policy)).ok(),
             // What a box remembers of earlier lives is what the cloud tells it when it greets.
             publisher: Publisher::new(0, epoch.0, PublisherLimits::default()),
@@ -79,9 +81,19 @@ fn shape(name: &str, policy: &Policy) -> SiteShape {
 }
 
 impl Gateway {
-    /// A session greeted: what its far end has is known.
-    pub(super) fn greeted(&mut self, uplink: usize, last: Option<crate::graph::Stamp>) {
+    /// A session greeted: what its far end has, and what it is called, is known.
+    pub(super) fn greeted(&mut self, uplink: usize, last: Option<Stamp>, node: &str) {
         self.federation.peers[uplink] = self.federation.publisher.greeted(last);
+        let ingest = &mut self.policy.uplinks[uplink].ingest;
+        if node.is_empty() || &**ingest == node {
+            return;
+        }
+        let before = std::mem::replace(ingest, node.into());
+        match Site::new(&shape(&self.federation.name, &self.policy)) {
+            Ok(site) => self.federation.site = Some(site),
+            // Its name cannot stand in the graph: the one that the operator wrote does.
+            Err(_) => self.policy.uplinks[uplink].ingest = before,
+        }
     }
 
     pub(super) fn need_full(&mut self, uplink: usize) {

@@ -11,10 +11,11 @@ use std::ops::RangeInclusive;
 
 use bytes::{Bytes, BytesMut};
 
-use crate::ids::{Class, Epoch, PerClass, Void};
 use crate::graph::Stamp;
+use crate::ids::{Class, Epoch, PerClass, Void};
 use crate::wire::{
-    self, Ack, Body, Control, Credits, DigestBytes, FrameError, Hello, LaneRanges, PROTOCOL_VERSION, Ping, VoidRange, Voids, Welcome,
+    self, Ack, Body, Control, Credits, DigestBytes, FrameError, Hello, LaneRanges, PROTOCOL_VERSION, Ping, VoidRange, Voids,
+    Welcome,
 };
 
 mod backoff;
@@ -49,6 +50,8 @@ pub enum SessionOutput {
     Greeted {
         /// The last stamp it saw.
         last_stamp: Option<Stamp>,
+        /// What it calls itself; empty if it does not say.
+        node: String,
     },
     /// The cloud lacks what the last digest builds on.
     NeedFull,
@@ -256,7 +259,7 @@ impl Session {
 
     fn message(&mut self, now_us: u64, message: Control) {
         match message.body {
-            Some(Body::Welcome(Welcome { have, more, last_stamp, .. })) => {
+            Some(Body::Welcome(Welcome { have, more, last_stamp, node, .. })) => {
                 self.acked(&have);
                 if !more && matches!(self.state, State::Greeting { .. }) {
                     self.state = State::Up;
@@ -265,7 +268,7 @@ impl Session {
                     self.next_ping_us = now_us;
                     self.credits = [FIRST_CREDIT_BYTES; 4];
                     self.lease_end_us = now_us + FIRST_LEASE_US;
-                    self.outputs.push_back(SessionOutput::Greeted { last_stamp });
+                    self.outputs.push_back(SessionOutput::Greeted { last_stamp, node });
                     self.outputs.push_back(SessionOutput::Up);
                 }
             }
@@ -291,7 +294,9 @@ impl Session {
             }
             Some(Body::NeedFull(_)) => self.outputs.push_back(SessionOutput::NeedFull),
             Some(Body::Advice(said)) => self.outputs.push_back(SessionOutput::Advice(said.advice)),
-            Some(Body::Hello(_) | Body::Voids(_) | Body::Ping(_) | Body::Digest(_)) | None => self.counters.unknown_messages += 1,
+            Some(Body::Hello(_) | Body::Voids(_) | Body::Ping(_) | Body::Digest(_)) | None => {
+                self.counters.unknown_messages += 1
+            }
         }
     }
 
