@@ -3,6 +3,7 @@
 //! - [`units`], [`config`]: configuration text with units, every mistake shown at once.
 //! - [`clock`]: monotonic service time carried over boots, and a wall clock that says whether to trust it.
 //! - [`tls`], [`quic`]: certificates and the identity in them; endpoints with limits for small boxes.
+//! - [`sign`]: signed policies, and the keys for them.
 //! - [`admin`]: health, metrics and status over loopback HTTP and a unix socket, on their own thread.
 //! - [`log`], [`shutdown`], [`notify`]: what a service owes its operator and its supervisor.
 
@@ -13,5 +14,6 @@ pub mod log;
 pub mod notify;
 pub mod quic;
 pub mod shutdown;
+pub mod sign;
 pub mod tls;
 pub mod units;
