@@ -224,6 +224,11 @@ impl UplinkHealth {
         self.judge(now_us);
     }
 
+    /// Judges anew what is known; at [`UplinkHealth::deadline_us`], and whenever the verdict is asked for.
+    pub fn look(&mut self, now_us: u64) {
+        self.judge(now_us);
+    }
+
     /// The change of the verdict since the last call, if any; several are one, from the first state to the last.
     pub fn take_change(&mut self) -> Option<StateChange> {
         self.change.take().filter(|change| change.from != change.to)
@@ -407,9 +412,9 @@ const LOSS_WINDOW_US: u64 = 10_000_000;
 /// One of 20 packets is the 5 % at which people in the field fail over.
 const LOSS_PACKETS_MIN: u64 = 20;
 /// Heartbeats come every few seconds: a minute without any leaves half of the trust.
-const EVIDENCE_HALF_LIFE_US: u64 = 60_000_000;
+pub const EVIDENCE_HALF_LIFE_US: u64 = 60_000_000;
 /// A cold uplink is looked at once an hour, and must not be forgotten before.
-const COLD_HALF_LIFE_US: u64 = 3_600_000_000;
+pub const COLD_HALF_LIFE_US: u64 = 3_600_000_000;
 
 #[cfg(test)]
 mod tests;

@@ -4,7 +4,7 @@ use bytes::Bytes;
 
 use super::lane::{Block, Lane, Position, Send};
 use super::{Flow, Lanes};
-use crate::ids::Class;
+use crate::ids::{Class, PerClass};
 use crate::plan::Plan;
 use crate::price::{Cohort, Level};
 use crate::thin::Thinning;
@@ -90,9 +90,9 @@ impl Lanes {
         std::mem::take(&mut self.acked)
     }
 
-    /// Bytes handed to uplinks and not acknowledged.
-    pub fn under_way_bytes(&self) -> u64 {
-        self.lanes.iter().map(|lane| lane.under_way_bytes).sum()
+    /// Bytes handed to this uplink and not acknowledged, by class.
+    pub fn under_way_bytes(&self, uplink: u8) -> PerClass<u64> {
+        Class::ALL.map(|class| self.lanes[class.index()].under_way_bytes(uplink))
     }
 
     /// True if the uplink is what holds back: something waits for the transport, or in a lane.

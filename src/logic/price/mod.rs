@@ -15,7 +15,7 @@
 
 pub use arrivals::Arrivals;
 pub use ladder::{Ladder, LadderError, Level};
-pub use solve::{Cohort, Explanation, Market, PriceLimits, Solver};
+pub use solve::{Cohort, Explanation, Market, Paid, PriceLimits, Solver};
 pub use value::{Lateness, StreamValue};
 
 mod arrivals;

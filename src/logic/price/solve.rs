@@ -87,9 +87,29 @@ pub struct Market<'a> {
     pub drain_bytes: f64,
 }
 
+/// What paid uplinks with a budget would carry too.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Paid {
+    /// What a paid byte must be worth.
+    pub lambda: f64,
+    /// As in [`Market`], for the paid uplinks alone.
+    pub forecast_bytes: f64,
+    /// As in [`Market`], for the paid uplinks alone.
+    pub drain_bytes: f64,
+}
+
 impl Solver {
     /// The price now. With `at_once` it may move at once however little, as after a change of the uplinks.
-    pub fn solve(&mut self, now_us: u64, limits: &PriceLimits, market: Market<'_>, at_once: bool) -> Explanation {
+    ///
+    /// Where it would be above what a paid byte must be worth, `paid` carries too, and holds the price down to that.
+    pub fn solve(
+        &mut self,
+        now_us: u64,
+        limits: &PriceLimits,
+        market: Market<'_>,
+        paid: Option<Paid>,
+        at_once: bool,
+    ) -> Explanation {
         let Market { values, waiting, expected, forecast_bytes, drain_bytes } = market;
         self.steps.clear();
         let horizon_us = limits.horizon_us as f64;
@@ -109,8 +129,13 @@ impl Solver {
             wanted += plan;
         }
         self.steps.sort_by(|a, b| a.slope.total_cmp(&b.slope));
-        let lambda_plan = self.lowest(wanted, limits.kappa * forecast_bytes, |step| step.plan_bytes);
-        let lambda_drain = self.lowest(waits, drain_bytes, |step| step.drain_bytes);
+        let mut lambda_plan = self.lowest(wanted, limits.kappa * forecast_bytes, |step| step.plan_bytes);
+        let mut lambda_drain = self.lowest(waits, drain_bytes, |step| step.drain_bytes);
+        if let Some(paid) = paid.filter(|paid| lambda_plan.min(lambda_drain) > paid.lambda) {
+            let forecast_bytes = limits.kappa * (forecast_bytes + paid.forecast_bytes);
+            lambda_plan = self.lowest(wanted, forecast_bytes, |step| step.plan_bytes).max(paid.lambda);
+            lambda_drain = self.lowest(waits, drain_bytes + paid.drain_bytes, |step| step.drain_bytes).max(paid.lambda);
+        }
         let lambda = lambda_plan.min(lambda_drain);
         let is_far = (lambda - self.lambda).abs() > limits.hysteresis * self.lambda.max(lambda);
         let may_fall = lambda > self.lambda || now_us >= self.moved_us.saturating_add(limits.hold_us);
@@ -200,7 +225,7 @@ mod tests {
         let limits = PriceLimits { horizon_us: 1_000_000_000, ..PriceLimits::default() };
         let expected = vec![0.0; values.len()];
         let market = Market { values, waiting: cohorts, expected: &expected, forecast_bytes: plan, drain_bytes: drain };
-        Solver::default().solve(0, &limits, market, true)
+        Solver::default().solve(0, &limits, market, None, true)
     }
 
     proptest! {
@@ -250,10 +275,10 @@ mod tests {
         // Twice what the uplink carries is expected, and nothing waits: thinning now would leave it idle.
         let (forecast_bytes, drain_bytes) = (60_000.0, 8_000.0);
         let market = Market { values: &values, waiting: &[], expected: &[2_000.0], forecast_bytes, drain_bytes };
-        let idle = solver.solve(0, &limits, market, true);
+        let idle = solver.solve(0, &limits, market, None, true);
         assert!(idle.lambda_plan > 0.0 && idle.lambda_drain == 0.0 && idle.lambda == 0.0, "{idle:?}");
         let waiting = [Cohort { stream: 0, bytes: 100_000.0, age_us: 0 }];
-        let busy = solver.solve(0, &limits, Market { waiting: &waiting, ..market }, true);
+        let busy = solver.solve(0, &limits, Market { waiting: &waiting, ..market }, None, true);
         assert!(busy.lambda > 0.0, "{busy:?}");
     }
 
@@ -265,7 +290,7 @@ mod tests {
             let (values, expected) = (one(weight), [0.0]);
             let (forecast_bytes, drain_bytes) = (30_000.0, 30_000.0);
             let market = Market { values: &values, waiting: &waiting, expected: &expected, forecast_bytes, drain_bytes };
-            solver.solve(now_us, &limits, market, at_once).lambda
+            solver.solve(now_us, &limits, market, None, at_once).lambda
         };
         let mut solver = Solver::default();
         let first = price(&mut solver, 0, 1.0, false);
