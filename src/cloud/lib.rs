@@ -17,6 +17,7 @@ pub mod schema;
 pub mod sink;
 pub mod status;
 
+mod graph;
 mod hub;
 mod session;
 
@@ -28,9 +29,9 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use quinn::{Endpoint, VarInt};
-use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
-use weir_host::admin::{Admin, AdminError, AdminSockets, Pages};
+use weir_host::admin::{Admin, AdminError, AdminSockets, Answer, JsonPage, Pages};
 use weir_host::notify::Notify;
 use weir_host::quic::{self, QuicError, Transport};
 use weir_host::shutdown::{self, Shutdown};
@@ -40,7 +41,8 @@ use weir_logic::wire::ALPN;
 
 use crate::config::Config;
 use crate::enrol::{EnrolError, Enrolled};
-use crate::hub::{Hub, Links};
+use crate::graph::GlobalGraph;
+use crate::hub::{Hub, Links, ToHub};
 use crate::metrics::Metrics;
 use crate::schema::OpenError;
 use crate::session::Context;
@@ -70,6 +72,12 @@ pub enum RunError {
         /// Whose it is.
         found: String,
     },
+    /// Its name cannot stand in the health graph.
+    #[error("the name in tls.cert cannot be used: {0}; issue another with `weir pki issue cloud`")]
+    Name(String),
+    /// The system gives no randomness.
+    #[error("the system gives no random numbers")]
+    Random(#[source] getrandom::Error),
     /// The list of gateways.
     #[error(transparent)]
     Enrol(#[from] EnrolError),
@@ -151,7 +159,10 @@ impl Cloud {
     /// # Errors
     /// Any [`RunError`] but `Sink`.
     pub fn open(config: &Config, sockets: Sockets) -> Result<Cloud, RunError> {
-        let tls_config = tls_config(config)?;
+        let (tls_config, name) = tls_config(config)?;
+        let mut run = [0; 8];
+        getrandom::fill(&mut run).map_err(RunError::Random)?;
+        let graph = GlobalGraph::new(&name, u64::from_le_bytes(run)).map_err(|err| RunError::Name(err.to_string()))?;
         let enrolled = enrol::read(&config.gateways)?;
         if enrolled.is_empty() {
             tracing::warn!("no gateway is enrolled, so none can connect; see [gateways] in the configuration");
@@ -163,12 +174,12 @@ impl Cloud {
         let queue_bytes = u32::try_from(config.limits.queue_bytes.get()).unwrap_or(u32::MAX);
         let (sink, sink_thread) = Sink::start(&config.layout(), pace, queue_bytes, metrics.clone(), events_tx)?;
         let (status_tx, status_rx) = watch::channel(Arc::new(Status::default()));
-        let admin = Admin::start(sockets.admin, pages(metrics.clone(), &status_rx))?;
         let (hub_tx, inbox_rx) = mpsc::channel(HUB_QUEUE_LEN);
+        let admin = Admin::start(sockets.admin, pages(metrics.clone(), &status_rx, hub_tx.downgrade()))?;
         let notify = Arc::new(sockets.notify);
         let links =
             Links { inbox_rx, sink_rx, sink: sink.clone(), status_tx, metrics: metrics.clone(), notify: notify.clone() };
-        let hub = Hub::new(links, config.limits.credit_bytes.get(), config.limits.gateways_cached);
+        let hub = Hub::new(links, graph, config.limits.credit_bytes.get(), config.limits.gateways_cached);
         let (enrolled_tx, enrolled_rx) = watch::channel(enrolled);
         let writers = mpsc::channel(1);
         let connection_bytes = config.limits.connection_bytes.get();
@@ -251,8 +262,8 @@ impl Cloud {
     }
 }
 
-/// The same for both transports.
-fn tls_config(config: &Config) -> Result<rustls::ServerConfig, RunError> {
+/// The same for both transports, and our name.
+fn tls_config(config: &Config) -> Result<(rustls::ServerConfig, String), RunError> {
     let credentials = Credentials::load(&config.tls.cert, &config.tls.key)?;
     let identity = credentials.identity()?;
     if identity.role() != Role::Cloud {
@@ -260,7 +271,8 @@ fn tls_config(config: &Config) -> Result<rustls::ServerConfig, RunError> {
     }
     credentials.check_validity(weir_host::clock::Clock::start(None).wall())?;
     let roots = TrustRoots::load(&config.tls.ca)?;
-    Ok(tls::server_config(&credentials, ClientCerts::Required(&roots), TlsVersion::V13, &[ALPN])?)
+    let tls = tls::server_config(&credentials, ClientCerts::Required(&roots), TlsVersion::V13, &[ALPN])?;
+    Ok((tls, identity.name().to_owned()))
 }
 
 fn listener(socket: TcpListener) -> Result<tokio::net::TcpListener, RunError> {
@@ -270,14 +282,24 @@ fn listener(socket: TcpListener) -> Result<tokio::net::TcpListener, RunError> {
     tokio::net::TcpListener::from_std(socket).map_err(error)
 }
 
-fn pages(metrics: Arc<Metrics>, status_rx: &watch::Receiver<Arc<Status>>) -> Pages {
+fn pages(metrics: Arc<Metrics>, status_rx: &watch::Receiver<Arc<Status>>, hub_tx: mpsc::WeakSender<ToHub>) -> Pages {
+    let graph = move |_: &str| -> Answer {
+        let hub_tx = hub_tx.clone();
+        Box::pin(async move {
+            let (answer_tx, answer_rx) = oneshot::channel();
+            let stopping = || "the cloud is stopping".to_owned();
+            let hub_tx = hub_tx.upgrade().ok_or_else(stopping)?;
+            hub_tx.send(ToHub::GraphAsked { answer_tx }).await.map_err(|_| stopping())?;
+            answer_rx.await.map_err(|_| stopping())?
+        })
+    };
     let (for_health, for_metrics, for_status) = (status_rx.clone(), status_rx.clone(), status_rx.clone());
     Pages {
         health: Box::new(move || for_health.borrow().health()),
         metrics: Box::new(move || metrics.text(&for_metrics.borrow())),
         status_json: Box::new(move || for_status.borrow().json()),
         page_html: include_str!("page.html"),
-        json: Vec::new(),
+        json: vec![JsonPage { path: "/graph.json", answer: Box::new(graph) }],
     }
 }
 

@@ -187,7 +187,7 @@ impl Edge {
         let found = Found { held: &opened.held, voids: &opened.voids, damaged: &opened.damaged };
         let names: Vec<String> = policy.uplinks.iter().map(|uplink| uplink.name.to_string()).collect();
         let budgets = budget::load(&budget::path(data_dir), &names);
-        let start = Start { epoch, seed: random()?, software: SOFTWARE, found, budgets: &budgets };
+        let start = Start { name: &base_status.gateway, epoch, seed: random()?, software: SOFTWARE, found, budgets: &budgets };
         let gateway = Gateway::new(now, policy, &start)?;
         base_status.epoch = format!("{:016x}", epoch.0);
 
@@ -386,17 +386,16 @@ fn start_uplinks(
 }
 
 fn pages(status_rx: watch::Receiver<Status>, messages_tx: &mpsc::Sender<shell::Message>) -> Pages {
-    // The gateway ends when nobody sends it messages any more; the operator's window must not keep it.
-    let messages_tx = messages_tx.downgrade();
+    let (to_graph, to_explain) = (messages_tx.downgrade(), messages_tx.downgrade());
+    let graph = move |_: &str| -> Answer {
+        let messages_tx = to_graph.clone();
+        Box::pin(async move { ask(messages_tx, |answer_tx| shell::Message::GraphAsked { answer_tx }).await })
+    };
     let explain = move |query: &str| -> Answer {
-        let (question, messages_tx) = (query.parse::<Question>(), messages_tx.clone());
+        let (question, messages_tx) = (query.parse::<Question>(), to_explain.clone());
         Box::pin(async move {
             let question = question.map_err(|err| err.to_string())?;
-            let (answer_tx, answer_rx) = oneshot::channel();
-            let stopping = || "the box is stopping".to_owned();
-            let messages_tx = messages_tx.upgrade().ok_or_else(stopping)?;
-            messages_tx.send(shell::Message::Asked { question, answer_tx }).await.map_err(|_| stopping())?;
-            answer_rx.await.map_err(|_| stopping())?
+            ask(messages_tx, |answer_tx| shell::Message::Asked { question, answer_tx }).await
         })
     };
     let (health_rx, metrics_rx) = (status_rx.clone(), status_rx.clone());
@@ -405,8 +404,24 @@ fn pages(status_rx: watch::Receiver<Status>, messages_tx: &mpsc::Sender<shell::M
         metrics: Box::new(move || metrics::text(&metrics_rx.borrow())),
         status_json: Box::new(move || serde_json::to_string(&*status_rx.borrow()).unwrap_or_default()),
         page_html: include_str!("page.html"),
-        json: vec![JsonPage { path: "/explain.json", answer: Box::new(explain) }],
+        json: vec![
+            JsonPage { path: "/explain.json", answer: Box::new(explain) },
+            JsonPage { path: "/graph.json", answer: Box::new(graph) },
+        ],
     }
+}
+
+/// Asks the driver. It ends when nobody can send it messages any more, so the operator's window holds only a weak end.
+async fn ask(
+    messages_tx: mpsc::WeakSender<shell::Message>,
+    message: impl FnOnce(oneshot::Sender<Result<String, String>>) -> shell::Message,
+) -> Result<String, String> {
+    let (answer_tx, answer_rx) = oneshot::channel();
+    let stopping = || "the box is stopping".to_owned();
+    let messages_tx = messages_tx.upgrade().ok_or_else(stopping)?;
+    messages_tx.send(message(answer_tx)).await.map_err(|_| stopping())?;
+    drop(messages_tx);
+    answer_rx.await.map_err(|_| stopping())?
 }
 
 /// Healthy is who takes data in and keeps it safe; an uplink that is down is what the box is made for.

@@ -11,6 +11,7 @@ use bytes::{Buf, Bytes, BytesMut};
 use prost::Message;
 
 use crate::block::{BLOCK_LEN_MAX, HEADER_LEN};
+use crate::graph::{NeedFull, Stamp};
 use crate::ids::Class;
 
 /// The ALPN protocol identifier.
@@ -27,7 +28,7 @@ pub const RANGES_PER_MESSAGE_MAX: usize = 2_000;
 #[derive(Clone, PartialEq, Message)]
 pub struct Control {
     /// The message; `None` if it is of a kind this version does not know.
-    #[prost(oneof = "Body", tags = "1, 2, 3, 4, 5, 6, 7")]
+    #[prost(oneof = "Body", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10")]
     pub body: Option<Body>,
 }
 
@@ -55,6 +56,15 @@ pub enum Body {
     /// Cloud to gateway: how much may be under way.
     #[prost(message, tag = "7")]
     Credits(Credits),
+    /// Gateway to cloud: its part of the health graph, whole or what has changed.
+    #[prost(message, tag = "8")]
+    Digest(DigestBytes),
+    /// Cloud to gateway: the last digest builds on one that is not here.
+    #[prost(message, tag = "9")]
+    NeedFull(NeedFull),
+    /// Cloud to gateway: what is wrong with what it shares with others.
+    #[prost(message, tag = "10")]
+    Advice(AdviceBytes),
 }
 
 /// Opens a session.
@@ -89,6 +99,28 @@ pub struct Welcome {
     /// True if another page follows.
     #[prost(bool, tag = "3")]
     pub more: bool,
+    /// The last stamp of the gateway's digest that is known here; a gateway that lost its memory goes on above it.
+    #[prost(message, optional, tag = "4")]
+    pub last_stamp: Option<Stamp>,
+    /// Name of the machine that answers, as it calls itself in the health graph.
+    #[prost(string, tag = "5")]
+    pub node: String,
+}
+
+/// A [`crate::graph::Digest`], encoded: whoever merges it checks its limits before it decodes it.
+#[derive(Clone, PartialEq, Message)]
+pub struct DigestBytes {
+    /// The digest.
+    #[prost(bytes = "bytes", tag = "1")]
+    pub digest: Bytes,
+}
+
+/// A [`crate::graph::Advice`], encoded.
+#[derive(Clone, PartialEq, Message)]
+pub struct AdviceBytes {
+    /// The advice.
+    #[prost(bytes = "bytes", tag = "1")]
+    pub advice: Bytes,
 }
 
 /// Ranges of one epoch and lane.

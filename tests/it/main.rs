@@ -2,6 +2,7 @@
 #![expect(clippy::print_stdout, reason = "a test prints its seed and its figures, and what it skips")]
 
 mod access;
+mod answers;
 mod conservation;
 mod demo;
 mod failover;

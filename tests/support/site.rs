@@ -313,6 +313,11 @@ impl Site {
         assert_eq!(status.code(), Some(0), "the cloud ends well");
     }
 
+    /// Admin addresses of the box and of the cloud.
+    pub fn admin(&self) -> (SocketAddr, SocketAddr) {
+        (self.addrs.edge_admin, self.addrs.cloud_admin)
+    }
+
     /// Health of the box: status and text.
     pub fn edge_health(&self) -> Option<(u16, String)> {
         self.edge.as_ref()?.get("/healthz")

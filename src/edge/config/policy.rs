@@ -117,6 +117,7 @@ fn uplink_policy(at: usize, path: &UplinkPath<'_>) -> UplinkPolicy {
             .then(|| Meter { money_per_mb: uplink.money_per_mb, month_bytes: uplink.month_bytes.map(|bytes| bytes.get()) }),
         warm: uplink.warm,
         classes: Class::ALL.map(|class| uplink.classes.as_ref().is_none_or(|classes| classes.contains(&class))),
+        ingest: path.certificate_name().into(),
         zone: shared(&uplink.zone),
         carrier: shared(&uplink.carrier),
     }

@@ -73,6 +73,7 @@ impl Gateway {
         if self.control.has_values {
             self.reprice(now_us, at_once);
         }
+        self.federate(now_us);
         self.replan(now_us);
         self.leave_bad_ways(now_us);
         self.want_ways(now_us);
@@ -113,12 +114,12 @@ impl Gateway {
             let link = usize::from(of.stands_in_for.unwrap_or(at as u8));
             let is_paid = of.meter.is_some();
             let standby = of.stands_in_for.is_some() && !self.uplinks[at].is_up();
-            if is_paid != paid || standby || (is_paid && self.ways[at].budget.is_none() && !self.uplinks[at].is_up()) {
+            if is_paid != paid || standby || (is_paid && self.budget(at).is_none() && !self.uplinks[at].is_up()) {
                 continue;
             }
             let estimate = health.estimate(now_us);
             let rate = estimate.goodput_bps.max(DRAIN_RATE_PART * estimate.capacity_bps);
-            let left = self.ways[at].budget.as_ref().map_or(f64::MAX, |budget| budget.allowance().others_bytes as f64);
+            let left = self.budget(at).map_or(f64::MAX, |budget| budget.allowance().others_bytes as f64);
             links[link].0 = links[link].0.max(health.capacity_bytes(limits.horizon_us).min(left));
             links[link].1 = links[link].1.max((rate / 8.0 * limits.drain_us as f64 / 1e6).min(left));
         }

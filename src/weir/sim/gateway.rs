@@ -147,7 +147,7 @@ struct World<'a> {
 impl<'a> World<'a> {
     fn new(link: &'a Link, workload: &'a Workload, arrivals: &'a Arrivals, price: PriceLimits, seed: u64) -> Self {
         let found = Found::default();
-        let start = Start { epoch: EPOCH, seed, software: "sim", found, budgets: &[] };
+        let start = Start { epoch: EPOCH, seed, name: "sim", software: "sim", found, budgets: &[] };
         let gateway = Gateway::new(moment(0), policy(link, workload, price), &start).expect("its own filters are right");
         World {
             link,
