@@ -1,7 +1,7 @@
 //! Many boxes on virtual time: what they do together when something that they share fails.
 //!
 //! One box that reconnects is no load; thousands that lose their cloud in the same second can keep it from coming back. Here
-//! each [`Site`] is a real [`Session`] with its backoff, and no more of the box than that, so that thousands of them run in
+//! each site is a real [`Session`] with its backoff, and no more of the box than that, so that thousands of them run in
 //! seconds. Sites hang on carriers and talk to clouds, and [`Fault`]s take either away for a while, all at once or site
 //! by site. A cloud takes handshakes one after another, and drops what comes when too many wait, as the real one does.
 //!
