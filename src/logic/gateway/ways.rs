@@ -99,7 +99,9 @@ impl Gateway {
 
     /// A connection ended, and with it what was tried on it.
     pub(super) fn way_down(&mut self, now_us: u64, uplink: usize) {
-        self.ways[uplink].trial = None;
+        if self.ways[uplink].trial.take().is_some() {
+            self.lanes.end_trial(uplink as u8);
+        }
         if self.ways[uplink].probe.is_some() {
             self.end_probe(now_us, uplink);
         }
@@ -176,7 +178,7 @@ impl Gateway {
                 && self.health[at].trial(now_us)
             {
                 self.ways[at].trial = Some(Trial { sent: None });
-                self.lanes.set_trial(Some(at as u8));
+                self.lanes.begin_trial(at as u8);
             }
         }
     }
