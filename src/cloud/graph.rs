@@ -121,7 +121,11 @@ impl GlobalGraph {
         {
             tracing::warn!(%err, "our own part of the health graph is refused");
         }
-        self.federation.expire(now_us);
+        if self.federation.expire(now_us) > 0 {
+            let federation = &self.federation;
+            let is_known = |gateway: &str| Owner::gateway(gateway).is_ok_and(|owner| federation.part(&owner).is_some());
+            self.advised.retain(|gateway, _| is_known(gateway));
+        }
         self.causes.judge(now_us, &self.federation);
     }
 
