@@ -1,3 +1,5 @@
+mod graph;
+
 use std::path::Path;
 use std::time::Instant;
 
