@@ -124,6 +124,8 @@ fn the_cloud_shows_two_boxes_behind_one_carrier_and_what_its_failure_would_break
     let (code, text, error) = weir(&["graph", "show", "--format", "dot", "--admin", &neighbour_admin.to_string()]);
     assert!(code == Some(0) && text.starts_with("digraph") && text.contains("gateway/box-2"), "{text}{error}");
     assert!(!text.contains("gateway/box-1"), "{text}");
-    let status = site.edge_status().expect("a status");
-    assert!(status["graph"]["fulls"].as_u64() >= Some(1) && status["uplinks"][0]["advice"] == 1.0, "{}", status["graph"]);
+    wait_for("the box to show what it has told", LIMIT, || {
+        let status = site.edge_status()?;
+        (status["graph"]["fulls"] == 1 && status["uplinks"][0]["advice"] == 1.0).then_some(())
+    });
 }
