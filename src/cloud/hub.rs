@@ -14,7 +14,6 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use quinn::Connection;
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot, watch};
 use weir_host::clock::unix_us;
 use weir_host::notify::Notify;
@@ -26,7 +25,7 @@ use weir_logic::wire::{Body, Hello, LaneStream};
 
 use crate::graph::{GlobalGraph, Load};
 use crate::metrics::Metrics;
-use crate::session;
+use crate::session::Transport;
 use crate::sink::{Job, Sink, SinkEvent, Work};
 use crate::status::{AlertStatus, GatewayStatus, LaneStatus, SessionStatus, SinkStatus, Status};
 
@@ -69,7 +68,7 @@ pub(crate) enum ToHub {
 pub(crate) struct Peer {
     pub(crate) gateway: Arc<str>,
     pub(crate) remote: SocketAddr,
-    pub(crate) connection: Connection,
+    pub(crate) transport: Transport,
     pub(crate) control_tx: mpsc::Sender<Body>,
     /// Set when the Hello was accepted: only then the connection reads on.
     pub(crate) ready_tx: watch::Sender<bool>,
@@ -333,7 +332,7 @@ impl Hub {
     fn close(&mut self, id: SessionId, code: CloseCode, reason: &str) {
         if let Some(session) = self.sessions.remove(&id) {
             tracing::warn!(gateway = %session.peer.gateway, session = id.0, reason, "session closed");
-            session::close(&session.peer.connection, code, reason);
+            session.peer.transport.close(code, reason);
         }
     }
 
@@ -414,7 +413,7 @@ impl Hub {
         let mut sessions: BTreeMap<&str, Vec<SessionStatus>> = BTreeMap::new();
         for (id, session) in &self.sessions {
             let of_gateway = sessions.entry(&session.peer.gateway).or_default();
-            of_gateway.push(SessionStatus { id: id.0, remote: session.peer.remote });
+            of_gateway.push(SessionStatus { id: id.0, remote: session.peer.remote, transport: session.peer.transport.name() });
         }
         let gateways_connected = sessions.len();
         let gateways = self.gateways.iter().map(|(name, gateway)| gateway.status(name, sessions.remove(&**name))).collect();

@@ -17,6 +17,7 @@ pub struct Metrics {
     pub(crate) connections_not_enrolled: AtomicU64,
     pub(crate) connections_bad_identity: AtomicU64,
     pub(crate) connections_garbled: AtomicU64,
+    pub(crate) connections_unpaired: AtomicU64,
     pub(crate) handshakes_failed: AtomicU64,
     pub(crate) enrolment_failures: AtomicU64,
     pub(crate) sink_transactions: AtomicU64,
@@ -74,6 +75,7 @@ impl Metrics {
             ("bad_identity", &self.connections_bad_identity),
             ("handshake", &self.handshakes_failed),
             ("garbled", &self.connections_garbled),
+            ("unpaired", &self.connections_unpaired),
         ];
         text.counters(
             "weir_ingest_connections_refused_total",

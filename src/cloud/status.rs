@@ -104,13 +104,15 @@ pub struct GatewayStatus {
     pub missing: u64,
 }
 
-/// One connection.
+/// One connection; over TCP it is two.
 #[derive(Debug, Clone, Serialize)]
 pub struct SessionStatus {
     /// Number of the connection since the start.
     pub id: u64,
     /// The other end.
     pub remote: SocketAddr,
+    /// What carries it: `quic` or `tcp`.
+    pub transport: &'static str,
 }
 
 /// One lane, all epochs of this run of the cloud together.

@@ -35,7 +35,7 @@ use crate::config::{Config, ListenTls, ModelInfo, PolicyError};
 use crate::shell::auth::Users;
 use crate::shell::interface::Interfaces;
 use crate::shell::listen::{HANDSHAKES_MAX, ListenCounters, Listener};
-use crate::shell::uplink::UplinkTarget;
+use crate::shell::uplink::{TcpWay, Transport, UplinkTarget};
 use crate::shell::{Driver, DriverParts, InferBatch, UplinkHandle, moment};
 use crate::status::{Status, StoreStatus, UplinkStatus};
 use crate::store::{OpenError, Store, StoreOptions, StoreThread};
@@ -266,8 +266,7 @@ struct Identity {
 /// Who we are: from the certificate if there is an uplink, else the name in the configuration.
 fn identity(config: &Config) -> Result<(Status, Option<Identity>), StartError> {
     let mut status = Status { software: SOFTWARE.to_owned(), ..Status::default() };
-    status.uplinks =
-        config.uplink.iter().map(|uplink| UplinkStatus { name: uplink.name.clone(), ..Default::default() }).collect();
+    status.uplinks = config.uplink_paths().map(|path| UplinkStatus { name: path.name(), ..Default::default() }).collect();
     if config.uplink.is_empty() {
         status.gateway = config.gateway.name.clone().unwrap_or_default();
         return Ok((status, None));
@@ -361,22 +360,26 @@ fn start_uplinks(
     let mut handles = Vec::new();
     let Some(identity) = identity else { return Ok(handles) };
     let mut interfaces = Interfaces::new().map_err(|source| StartError::System { what: "a socket", source })?;
-    for entry in &config.uplink {
+    for path in config.uplink_paths() {
         let tls = tls::client_config(&identity.credentials, &identity.roots, &[wire::ALPN])?;
-        let target = UplinkTarget {
-            name: entry.name.clone(),
-            address: entry.address.clone(),
-            server_name: entry.certificate_name().to_owned(),
-            local_addr: entry.local_addr(),
-            interface: entry.interface.clone(),
-            config: quic::client_config(tls, &entry.transport())?,
+        let transport = match path.fallback {
+            Some(fallback) => Transport::Tcp(TcpWay { tls: Arc::new(tls), proxy: fallback.proxy.clone() }),
+            None => Transport::Quic(quic::client_config(tls, &path.uplink.transport())?),
         };
-        let interface = entry.interface.as_deref().map(|name| interfaces.watch(name));
+        let target = UplinkTarget {
+            name: path.name(),
+            address: path.address().to_owned(),
+            server_name: path.certificate_name().to_owned(),
+            local_addr: path.local_addr(),
+            interface: path.uplink.interface.clone(),
+            transport,
+        };
+        let interface = target.interface.as_deref().map(|name| interfaces.watch(name));
         // Bounded in effect: the gateway hands over blocks only as the uplink takes them.
         let (commands_tx, commands_rx) = mpsc::unbounded_channel();
         let (events_tx, events_rx) = mpsc::channel(UPLINK_EVENTS_LEN);
         tasks.push(tokio::spawn(shell::uplink::run(Arc::new(target), interface, commands_rx, events_tx)));
-        handles.push(UplinkHandle::new(entry.name.clone(), commands_tx, events_rx));
+        handles.push(UplinkHandle::new(path.name(), commands_tx, events_rx));
     }
     tasks.push(tokio::spawn(interfaces.run()));
     Ok(handles)

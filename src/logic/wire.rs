@@ -3,6 +3,9 @@
 //! One bidirectional *control* stream carries [`Control`] messages, each a `u32` little-endian length and that many bytes of
 //! protobuf: old boxes and new clouds skip fields they do not know. Each lane has a unidirectional stream for live data and
 //! one for backlog: [`LaneStream`]'s eight bytes, then blocks, each with a `u32` little-endian length before it.
+//! Where QUIC does not pass, [`mux`] carries the same streams over TCP.
+
+pub mod mux;
 
 use bytes::{Buf, Bytes, BytesMut};
 use prost::Message;
@@ -224,6 +227,27 @@ pub enum FrameError {
     /// A lane stream with an unknown head.
     #[error("lane stream starts with {0:02x?}, which this version does not know")]
     LaneStream([u8; 8]),
+    /// A frame over the limit of its channel, or one without a byte.
+    #[error("frame of {len} bytes is outside the limits of its channel")]
+    FrameLength {
+        /// Announced length.
+        len: usize,
+    },
+    /// A frame of an unknown channel.
+    #[error("frame of channel {channel:#04x} is not known here")]
+    Channel {
+        /// The channel.
+        channel: u8,
+    },
+    /// A connection that does not begin as one of two should.
+    #[error("opening of a connection is malformed, or of a version that is not known here")]
+    Opening,
+    /// A close without a code or with a reason that is not UTF-8.
+    #[error("close is malformed")]
+    Close,
+    /// A frame where it does not belong.
+    #[error("{0}")]
+    Misplaced(&'static str),
 }
 
 /// Encodes a control message with its length.
