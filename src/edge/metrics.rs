@@ -152,7 +152,7 @@ fn graph(status: &Status, out: &mut MetricsText) {
 }
 
 fn uplinks(status: &Status, out: &mut MetricsText) {
-    let gauges: [Each<UplinkStatus, f64>; 9] = [
+    let gauges: [Each<UplinkStatus, f64>; 10] = [
         Each("weir_uplink_month_used_bytes", "Used of the month's budget; 0 without one.", |u| {
             u.month_used_bytes.unwrap_or(0) as f64
         }),
@@ -163,6 +163,9 @@ fn uplinks(status: &Status, out: &mut MetricsText) {
         Each("weir_uplink_capacity_bits_per_second", "Carried as a rule.", |u| u.capacity_bps as f64),
         Each("weir_uplink_loss_ratio", "Packets lost in the last seconds.", |u| u.loss),
         Each("weir_uplink_confidence_ratio", "How far the estimates may be trusted.", |u| u.confidence),
+        Each("weir_uplink_cloud_queue_ratio", "How full the cloud says its queue is.", |u| {
+            u.cloud_queue_percent as f64 / 100.0
+        }),
         Each("weir_uplink_advice_ratio", "How much slower it is taken to be, by what neighbours report.", |u| u.advice),
     ];
     for Each(name, help, value) in gauges {

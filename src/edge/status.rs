@@ -255,6 +255,10 @@ pub struct UplinkStatus {
     pub confidence: f64,
     /// How much slower than estimated it is taken to be, by what neighbours report; 1 if they report nothing.
     pub advice: f64,
+    /// How busy the cloud says it is: `idle`, `filling`, `overloaded` or `stalled`.
+    pub cloud_load: String,
+    /// How full its queue is, in percent.
+    pub cloud_queue_percent: u64,
     /// Whether its breaker lets data through: `closed`, `half-open` or `open`.
     pub breaker: String,
     /// Why it is not closed.
@@ -535,6 +539,8 @@ fn uplink(now_us: u64, gateway: &Gateway, index: usize, base: &UplinkStatus, pat
         loss: estimate.loss,
         confidence: estimate.confidence,
         advice: gateway.advice(index),
+        cloud_load: session.load().level().name().to_owned(),
+        cloud_queue_percent: session.load().queue_percent.into(),
         breaker: breaker(estimate.breaker).to_owned(),
         breaker_reason: health.breaker().reason().map(|reason| reason.to_string()),
         month_used_bytes: month.map(|(used, _)| used),
