@@ -24,7 +24,7 @@ const RUN_ELSEWHERE: [&str; 13] = [
     "export PATH=",
     "weir runtime fetch",
     "weir buffer",
-    "weir sim --link",
+    "weir sim",
     "ip netns add",
     "weir link",
     "weir explain",

@@ -1,7 +1,7 @@
 //! `weir sim`: policies compared on recorded links or profiles, as a table and as JSON.
 
 use std::io::{self, Write as _};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 use serde::Serialize;
@@ -11,6 +11,7 @@ use weir_logic::price::PriceLimits;
 use super::arrivals::Arrivals;
 use super::baseline::{self, Order};
 use super::bound::Dual;
+use super::fleet::{self, FleetSpec};
 use super::gateway::{self, Delivery, value};
 use super::trace::{self, Link};
 use super::workload::Workload;
@@ -40,6 +41,9 @@ pub struct SimArgs {
     /// Write the figures to this file
     #[arg(long)]
     pub json: Option<PathBuf>,
+    /// In place of a link: so many boxes lose their cloud for five minutes and come back
+    #[arg(long, value_name = "BOXES", conflicts_with_all = ["link", "all", "load", "workload", "deadlines"])]
+    pub fleet: Option<usize>,
 }
 
 /// One link at one load.
@@ -81,6 +85,9 @@ pub struct Outcome {
 /// # Errors
 /// If a link or the workload cannot be read, a load is not a positive number, or a file cannot be written.
 pub fn run(args: &SimArgs) -> anyhow::Result<()> {
+    if let Some(boxes) = args.fleet {
+        return run_fleet(boxes, args.seed, args.json.as_deref());
+    }
     let workload = match &args.workload {
         Some(path) => {
             let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
@@ -135,6 +142,28 @@ pub fn run(args: &SimArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
+fn run_fleet(boxes: usize, seed: u64, json: Option<&Path>) -> anyhow::Result<()> {
+    anyhow::ensure!((1..=fleet::SITES_MAX).contains(&boxes), "--fleet is 1 to {} boxes", fleet::SITES_MAX);
+    let outcome = fleet::run(&FleetSpec::outage(boxes, seed));
+    let seconds = |value: Option<f64>| value.map_or_else(|| "not before the end".to_owned(), |s| format!("{s:.1} s"));
+    writeln!(
+        io::stdout(),
+        "{boxes} boxes, cloud away for 300 s: {} attempts in all, at most {} a second while it was away and {} after; {} \
+         handshakes dropped; half were back after {}, all after {}",
+        outcome.attempts,
+        outcome.attempts_peak_per_s,
+        outcome.attempts_after_peak_per_s,
+        outcome.handshakes_dropped,
+        seconds(outcome.half_back_s),
+        seconds(outcome.all_back_s)
+    )?;
+    if let Some(path) = json {
+        let text = serde_json::to_string_pretty(&outcome)?;
+        std::fs::write(path, text + "\n").with_context(|| format!("cannot write {}", path.display()))?;
+    }
+    Ok(())
+}
+
 /// Every policy on one link at one load.
 pub fn case(link: &Link, workload: &Workload, load: f64, seed: u64) -> Case {
     let bytes = load * link.mean_bytes_per_s() * link.run_s as f64;
@@ -172,7 +201,7 @@ mod tests {
 
     fn short(rate: &str) -> Link {
         let text = format!("[up]\nrate = '{rate}'\ndelay = '20ms'\nqueue = '64KiB'\n");
-        let profile = LinkProfile::from_toml("test", &text, std::path::Path::new(".")).expect("a profile");
+        let profile = LinkProfile::from_toml("test", &text, Path::new(".")).expect("a profile");
         Link::of(profile, Some(weir_host::units::Duration::from_secs(120)), 1)
     }
 

@@ -11,6 +11,7 @@ pub mod arrivals;
 pub mod baseline;
 pub mod bound;
 pub mod command;
+pub mod fleet;
 pub mod gateway;
 mod random;
 mod site;
