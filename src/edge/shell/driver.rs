@@ -437,6 +437,10 @@ impl Driver {
                     None => tracing::info!(uplink, "neighbours report no trouble on the way any more"),
                 }
             }
+            Event::CloudLoad { uplink, load } => {
+                let (uplink, level) = (&self.parts.uplinks[usize::from(*uplink)].name, load.level().name());
+                tracing::info!(uplink, level, queue_percent = load.queue_percent, "load of the cloud");
+            }
             Event::UplinkState { uplink, from, to, reason } => {
                 let (uplink, from, to) = (&self.parts.uplinks[usize::from(*uplink)].name, from.name(), to.name());
                 let reason = reason.map(|reason| reason.to_string()).unwrap_or_default();

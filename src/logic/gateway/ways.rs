@@ -59,6 +59,11 @@ impl Way {
         }
     }
 
+    /// True while it is connected only to see whether it works.
+    pub(super) fn is_probe(&self) -> bool {
+        self.probe.is_some()
+    }
+
     /// A connection began: its counters do, too.
     pub(super) fn connected(&mut self) {
         self.path = PathStats::default();
@@ -69,7 +74,7 @@ impl Gateway {
     /// The uplinks as the plan sees them.
     pub(super) fn uplink_views(&self, now_us: u64) -> Vec<UplinkView> {
         let view = |at: usize| UplinkView {
-            is_up: self.uplinks[at].is_up() && self.ways[at].probe.is_none(),
+            is_up: self.uplinks[at].is_up() && !self.ways[at].is_probe(),
             estimate: self.health[at].estimate(now_us),
             allowance: self.budget(at).map(MonthBudget::allowance),
             paid_price: self.budget(at).and_then(MonthBudget::price),
