@@ -10,8 +10,10 @@
 pub mod arrivals;
 pub mod baseline;
 pub mod bound;
+pub mod case;
 pub mod command;
 pub mod gateway;
+mod machine;
 mod random;
 mod site;
 pub mod trace;
