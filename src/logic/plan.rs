@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use crate::ids::{Class, PerClass};
 use crate::policy::{Policy, StreamFidelity};
-use crate::price::{Explanation, Level, StreamValue};
+use crate::price::{Explanation, Level, Prices, StreamValue};
 
 /// The present decisions.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -20,8 +20,10 @@ pub struct Plan {
     pub streams: Vec<StreamPlan>,
     /// For each lane the uplinks that may carry it, best first.
     pub uplinks: PerClass<Vec<u8>>,
-    /// Price of a byte of uplink, by which records are sent more coarsely or held.
+    /// Price of a byte of uplink, by which records are sent more coarsely or held; of those that have time.
     pub lambda: f64,
+    /// The same by the time that is left to a record.
+    pub prices: Prices,
     /// What records are worth, by stream; `None` for streams that are sent as they are stored, at any price.
     pub values: Arc<[Option<StreamValue>]>,
     /// True if any stream has a value: then the most urgent goes first, otherwise lanes have their shares.
@@ -39,7 +41,7 @@ impl Plan {
     /// How finely a record of this age is sent now; `None` if it is held while anything else waits.
     pub fn level(&self, stream: u16, age_us: u64) -> Option<Level> {
         match self.values.get(usize::from(stream)) {
-            Some(Some(value)) if self.lambda > 0.0 => value.level(age_us, self.lambda),
+            Some(Some(value)) => value.level_at(age_us, &self.prices),
             _ => Some(Level::Raw),
         }
     }
@@ -53,7 +55,7 @@ impl Plan {
         let (mut worth, mut bytes) = (0.0, 0.0);
         for (stream, raw) in parts {
             let value = stream.and_then(|stream| self.values.get(usize::from(stream)).copied().flatten());
-            let level = value.map_or(Some(Level::Raw), |value| value.level(age_us, self.lambda));
+            let level = value.map_or(Some(Level::Raw), |value| value.level_at(age_us, &self.prices));
             let value = value.unwrap_or(usual);
             let Some(level) = level else { continue };
             let left_s = value.lateness.left_us(age_us).map_or(LEFT_S_MAX, |left_us| left_us as f64 / 1e6);
@@ -173,12 +175,12 @@ pub fn plan(policy: &Policy, view: &View, last: Option<&Plan>) -> Plan {
                 _ => (asked, Reason::Policy { asked }),
             };
             let level = match stream.value {
-                Some(value) if price.lambda > 0.0 => value.level(0, price.lambda),
-                _ => Some(Level::Raw),
+                Some(value) => value.level_at(0, &price.prices),
+                None => Some(Level::Raw),
             };
             let reason = match stream.value {
                 Some(value) if level != Some(Level::Raw) => Reason::Price {
-                    lambda: price.lambda,
+                    lambda: price.prices.at(value.lateness.left_us(0)),
                     weight: value.weight,
                     wanted_bytes: price.wanted_bytes as u64,
                     forecast_bytes: price.forecast_bytes as u64,
@@ -195,7 +197,7 @@ pub fn plan(policy: &Policy, view: &View, last: Option<&Plan>) -> Plan {
     };
     let uplinks = std::array::from_fn(|_| order.clone());
     let weighs = values.iter().any(Option::is_some);
-    let mut plan = Plan { version: 1, streams, uplinks, lambda: price.lambda, values, weighs };
+    let mut plan = Plan { version: 1, streams, uplinks, lambda: price.lambda, prices: price.prices, values, weighs };
     if let Some(last) = last {
         plan.version = last.version;
         if plan != *last {
@@ -251,7 +253,8 @@ mod tests {
     }
 
     fn at(lambda: f64) -> View {
-        View { price: Explanation { lambda, wanted_bytes: 5.0, forecast_bytes: 4.0, ..Explanation::default() } }
+        let prices = Prices::flat(lambda);
+        View { price: Explanation { lambda, prices, wanted_bytes: 5.0, forecast_bytes: 4.0, ..Explanation::default() } }
     }
 
     #[test]

@@ -5,7 +5,7 @@ use crate::health::CloseReason;
 use crate::ids::Class;
 use crate::plan::{View, plan};
 use crate::policy::Policy;
-use crate::price::{Arrivals, Explanation, Market, Solver};
+use crate::price::{Arrivals, Explanation, HORIZONS, Market, Solver, horizon_end_us};
 use crate::uplink::DownReason;
 
 /// What the control plane remembers from one plan to the next.
@@ -74,10 +74,12 @@ impl Gateway {
         let (arrived, ratio) = self.lanes.take_arrived();
         self.control.arrivals.count(now_us, &arrived, ratio);
         let health = chosen.map(usize::from).or(Some(0)).and_then(|index| self.health.get(index));
-        let (forecast_bytes, drain_bytes) = health.map_or((0.0, 0.0), |health| {
+        let (forecast_bytes, drain_bytes) = health.map_or(([0.0; HORIZONS], 0.0), |health| {
             let estimate = health.estimate(now_us);
             let rate = estimate.goodput_bps.max(DRAIN_RATE_PART * estimate.capacity_bps);
-            (health.capacity_bytes(limits.horizon_us), rate / 8.0 * limits.drain_us as f64 / 1e6)
+            self.lanes.set_pace(estimate.capacity_bps / 8.0);
+            let forecast = |at| health.capacity_bytes(horizon_end_us(at, limits.horizon_us));
+            (std::array::from_fn(forecast), rate / 8.0 * limits.drain_us as f64 / 1e6)
         });
         let (values, expected) = (&self.plan.values, self.control.arrivals.rates());
         let market = Market { values, waiting: &waiting, expected, forecast_bytes, drain_bytes };

@@ -19,7 +19,7 @@ pub(super) fn after_half_lives(halvings: f64) -> f64 {
 }
 
 /// `e^-x` for `x >= 0`.
-pub(super) fn exp_negative(x: f64) -> f64 {
+pub(crate) fn exp_negative(x: f64) -> f64 {
     after_half_lives(x * std::f64::consts::LOG2_E)
 }
 

@@ -122,6 +122,8 @@ pub struct LaneStatus {
 #[derive(Debug)]
 pub struct Lanes {
     limits: LanesLimits,
+    /// Raw bytes at which a block is sealed now, see [`Lanes::set_pace`].
+    block_bytes: usize,
     /// Order of epochs by age; the last is the present one.
     epochs: Vec<Epoch>,
     lanes: PerClass<Lane>,
@@ -223,6 +225,7 @@ impl Lanes {
         epochs.push(epoch);
         let mut lanes = Lanes {
             limits,
+            block_bytes: limits.block_target_bytes,
             epochs,
             lanes,
             codec: Codec::default(),
@@ -279,7 +282,7 @@ impl Lanes {
 
     /// Appends a record of a stream to the lane of its class and returns its sequence number.
     pub fn push(&mut self, now_us: u64, class: Class, stream: u16, record: &NewRecord<'_>) -> u64 {
-        if self.lanes[class.index()].staging.is_full_for(record.payload.len(), self.limits.block_target_bytes) {
+        if self.lanes[class.index()].staging.is_full_for(record.payload.len(), self.block_bytes) {
             self.seal(now_us, class);
         }
         let lane = &mut self.lanes[class.index()];

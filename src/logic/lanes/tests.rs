@@ -612,7 +612,7 @@ fn priced() -> Plan {
     let lateness = Lateness { d0_us: 1_000 * SECOND, d1_us: None, u1: 1.0 };
     let value = |weight, ladder| Some(StreamValue { weight, ladder, lateness, is_exempt: false });
     let values = [value(0.5, Ladder::RAW), value(1.0, Ladder::TELEMETRY.down_to(Level::Thin4)), None];
-    Plan { lambda: 1.0, values: values.into(), weighs: true, ..Plan::default() }
+    Plan { lambda: 1.0, prices: Prices::flat(1.0), values: values.into(), weighs: true, ..Plan::default() }
 }
 
 fn push_of(lanes: &mut Lanes, now_us: u64, class: Class, stream: u16, len: usize) {

@@ -32,6 +32,11 @@ struct Sum {
     weighted_us: f64,
 }
 
+/// Seconds that a block takes the uplink, and what the shell holds for it; see [`Lanes::set_pace`].
+const BLOCK_S: f64 = 0.25;
+const UNWRITTEN_S: f64 = 0.1;
+/// A block's header and compression are not worth less.
+const BLOCK_BYTES_MIN: usize = 8 * 1024;
 /// Blocks of a queue that are compared: 128 MiB of the usual size, and about 0.1 ms.
 const LOOKED_AT_MAX: usize = 1_024;
 
@@ -76,6 +81,14 @@ impl Lanes {
         };
         let named = sums.iter().enumerate();
         named.flat_map(|(stream, ages)| ages.iter().filter(|s| s.bytes > 0.0).map(move |&sum| cohort(stream, sum))).collect()
+    }
+
+    /// Cuts what is sent to an uplink that carries so many bytes a second: a block takes it a quarter of a second, and what the
+    /// shell holds beside it a tenth, so that what is urgent does not wait behind what is not, nor is bound too early.
+    pub fn set_pace(&mut self, bytes_per_s: f64) {
+        let most = self.limits.block_target_bytes;
+        self.block_bytes = ((BLOCK_S * bytes_per_s) as usize).clamp(BLOCK_BYTES_MIN.min(most), most);
+        self.schedule.set_unwritten_max((UNWRITTEN_S * bytes_per_s) as u64);
     }
 
     /// Raw bytes that came since the last call, by stream, and the bytes of a block that a raw byte becomes.
@@ -138,7 +151,7 @@ impl Lanes {
         let age_us = now_us.saturating_sub(block.header.born_us);
         let is_raw = |&(stream, _): &(u16, u32)| plan.level_if_sent(stream, age_us) == Level::Raw;
         let untouched = !block.parts.is_empty() && block.parts.iter().all(is_raw);
-        if plan.lambda <= 0.0 || class == Class::Critical || untouched {
+        if plan.prices.is_free() || class == Class::Critical || untouched {
             return (bytes, 0);
         }
         let thinning = |stream: u16| match plan.level_if_sent(stream, age_us) {

@@ -1,6 +1,6 @@
 //! What the records of a stream are worth: by their bytes, by how finely they are sent, and by how late they come.
 
-use super::{Ladder, Level};
+use super::{Ladder, Level, Prices};
 use crate::ids::Class;
 
 /// Weights are written for a megabit.
@@ -60,6 +60,11 @@ impl StreamValue {
     /// Worth of a raw byte at this age.
     pub fn weight_at(&self, age_us: u64) -> f64 {
         self.weight * self.lateness.factor(age_us)
+    }
+
+    /// The level worth most at the price for a record of this age.
+    pub fn level_at(&self, age_us: u64, prices: &Prices) -> Option<Level> {
+        self.level(age_us, prices.at(self.lateness.left_us(age_us)))
     }
 
     /// The level worth most at price `lambda` per byte, for a record of this age; `None` if none is worth its bytes, so that
