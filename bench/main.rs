@@ -1,6 +1,6 @@
 //! `weir-bench`: whole-path measurements on one machine, with real sockets, disk and database.
 //!
-//! Gateway and cloud run as processes of their own, so that CPU time and memory are theirs alone.
+//! Gateway and cloud are the real binaries in processes of their own, so that CPU time and memory are theirs alone.
 #![expect(clippy::print_stdout, reason = "a benchmark speaks to its user")]
 
 mod outage;
@@ -9,8 +9,6 @@ mod process;
 mod publisher;
 mod site;
 mod size;
-
-use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
 
@@ -30,27 +28,12 @@ enum Command {
     Outage(outage::Args),
     /// The gateway's binary and memory, with and without a model.
     Size(size::Args),
-    /// The gateway's process; used by the others.
-    #[command(hide = true)]
-    Edge {
-        /// Configuration.
-        config: PathBuf,
-    },
-    /// The cloud's process; used by the others.
-    #[command(hide = true)]
-    Cloud {
-        /// Configuration.
-        config: PathBuf,
-    },
 }
 
 fn main() -> anyhow::Result<()> {
-    weir_infer::disable_telemetry_env();
     match Cli::parse().command {
         Command::Path(args) => path::run(&args),
         Command::Outage(args) => outage::run(&args),
         Command::Size(args) => size::run(&args),
-        Command::Edge { config } => process::edge(&config),
-        Command::Cloud { config } => process::cloud(&config),
     }
 }

@@ -1,6 +1,7 @@
 //! The whole path: publishers, gateway, QUIC, cloud, SQLite, all on this machine.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::bail;
@@ -98,6 +99,7 @@ fn measure(mode: &str, args: &Args, messages: u64, inflight: u16, rate: Option<f
     let tasks = (0..args.publishers).map(|index| Task {
         index,
         messages: messages / publishers,
+        stop: Arc::default(),
         inflight,
         rate: rate.map(|rate| rate / publishers as f64),
         payload: Payload::Json,

@@ -1,37 +1,40 @@
-//! The processes under measurement: the same wiring as the binaries' own `main`, and what the kernel says of them.
+//! The processes under measurement: the real binaries, and what the kernel says of them.
+//!
+//! They are files of their own, because a page of program text that several processes map counts for each of them only in
+//! part: a box that shared its file with a cloud and four publishers would look smaller than it is.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
-use weir_host::notify::Notify;
-use weir_host::shutdown;
 
-/// Runs a gateway until SIGTERM.
-pub(crate) fn edge(config: &Path) -> anyhow::Result<()> {
-    let config = weir_edge::config::Config::load(config).map_err(|errors| anyhow::anyhow!("{errors}"))?;
-    weir_host::log::init(&config.log.filter, config.log.format)?;
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(async {
-        let shutdown = shutdown::on_signals()?;
-        Box::pin(weir_edge::Edge::start(&config, weir_edge::bind(&config)?)?.run(shutdown)).await;
-        Ok(())
-    })
-}
+/// The gateway's binary and the cloud's.
+const PACKAGES: [&str; 2] = ["weir-edge", "weir-cloud"];
 
-/// Runs a cloud until SIGTERM.
-pub(crate) fn cloud(config: &Path) -> anyhow::Result<()> {
-    let config = weir_cloud::config::Config::read(config).map_err(|errors| anyhow::anyhow!("{errors}"))?;
-    weir_host::log::init(&config.log.filter, config.log.format)?;
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(async {
-        let shutdown = shutdown::on_signals()?;
-        let sockets = weir_cloud::Sockets { notify: Notify::from_env()?, ..weir_cloud::Sockets::bind(&config)? };
-        Ok(weir_cloud::run(&config, sockets, shutdown).await?)
-    })
+/// Path of a binary beside this one; the first call builds both as this one was built.
+///
+/// # Errors
+/// Cargo's failure, or that the binary is not there.
+pub(crate) fn program(name: &str) -> anyhow::Result<PathBuf> {
+    static BUILT: OnceLock<bool> = OnceLock::new();
+    let is_built = *BUILT.get_or_init(|| {
+        let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+        cargo.arg("build").args(if cfg!(debug_assertions) { None } else { Some("--release") });
+        cargo.args(PACKAGES.iter().flat_map(|package| ["-p", package])).current_dir(env!("CARGO_MANIFEST_DIR"));
+        cargo.status().is_ok_and(|status| status.success())
+    });
+    let path = std::env::current_exe()?.with_file_name(name);
+    if !is_built {
+        bail!("{name} cannot be built: see what cargo says above");
+    }
+    if !path.exists() {
+        bail!("{} is not there: run weir-bench with `cargo run`", path.display());
+    }
+    Ok(path)
 }
 
 /// A process of ours; ended when dropped.
@@ -41,19 +44,19 @@ pub(crate) struct Process {
 }
 
 impl Process {
-    /// Starts `weir-bench ROLE CONFIG` and waits until its admin endpoint answers.
-    pub(crate) fn start(role: &str, config: &Path, admin: SocketAddr) -> anyhow::Result<Process> {
-        let program = std::env::current_exe()?;
-        let child =
-            Command::new(program).arg(role).arg(config).stdin(Stdio::null()).spawn().context("cannot start a process")?;
+    /// Starts a binary on a configuration and waits until its admin endpoint answers.
+    pub(crate) fn start(name: &str, config: &Path, admin: SocketAddr) -> anyhow::Result<Process> {
+        let mut command = Command::new(program(name)?);
+        command.args(["run", "--config"]).arg(config).stdin(Stdio::null());
+        let child = command.spawn().context("cannot start a process")?;
         let mut process = Process { child, admin };
         let deadline = Instant::now() + Duration::from_secs(20);
         while process.get("/healthz").is_err() {
             if let Some(status) = process.child.try_wait()? {
-                bail!("{role} ended at once: {status}");
+                bail!("{name} ended at once: {status}");
             }
             if Instant::now() > deadline {
-                bail!("{role} does not answer on {admin}");
+                bail!("{name} does not answer on {admin}");
             }
             std::thread::sleep(Duration::from_millis(20));
         }

@@ -2,6 +2,8 @@
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
@@ -17,10 +19,13 @@ pub(crate) enum Payload {
 }
 
 /// What one publisher is to do.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(crate) struct Task {
     pub(crate) index: u32,
+    /// Messages to publish, unless it is stopped before.
     pub(crate) messages: u64,
+    /// When it is set, no more are published.
+    pub(crate) stop: Arc<AtomicBool>,
     /// Messages without PUBACK at most.
     pub(crate) inflight: u16,
     /// Messages a second; `None` for as fast as PUBACKs come.
@@ -40,7 +45,7 @@ const PAYLOAD_LEN: usize = 200;
 const BATCH_LEN: usize = 32 * 1024;
 
 /// Publishes all messages and waits for all PUBACKs.
-pub(crate) fn run(addr: SocketAddr, task: Task, start: Instant) -> anyhow::Result<Done> {
+pub(crate) fn run(addr: SocketAddr, mut task: Task, start: Instant) -> anyhow::Result<Done> {
     let mut stream = TcpStream::connect(addr)?;
     stream.set_nodelay(true)?;
     connect(&mut stream, task.index)?;
@@ -55,6 +60,12 @@ pub(crate) fn run(addr: SocketAddr, task: Task, start: Instant) -> anyhow::Resul
     let mut noise = 0x9e37_79b9_7f4a_7c15u64 ^ u64::from(task.index + 1);
     while acked < task.messages {
         let now = Instant::now();
+        if task.stop.load(Relaxed) {
+            if acked == sent {
+                break;
+            }
+            task.messages = sent;
+        }
         let due = match task.rate {
             Some(rate) => ((now.duration_since(start).as_secs_f64() * rate) as u64 + 1).min(task.messages),
             None => task.messages,

@@ -80,8 +80,8 @@ tls = {{ cert = "cloud.pem", key = "cloud.key", ca = "ca.pem" }}
 "#
             ),
         )?;
-        let cloud = setup.with_cloud.then(|| Process::start("cloud", &cloud_config, cloud_admin)).transpose()?;
-        let edge = Process::start("edge", &edge_config, edge_admin)?;
+        let cloud = setup.with_cloud.then(|| Process::start("weir-cloud", &cloud_config, cloud_admin)).transpose()?;
+        let edge = Process::start("weir-edge", &edge_config, edge_admin)?;
         Ok(Site { edge, cloud, mqtt, folder })
     }
 

@@ -1,16 +1,22 @@
 #!/usr/bin/env bash
-# cross/build.sh [CRATE...]: release build for aarch64, of weir-edge if no crate is named; says how large each binary is and which glibc it needs.
+# cross/build.sh [--CARGO-FLAG...] [CRATE...]: release build for aarch64, of weir-edge if no crate is named; says how large each
+# binary is and which glibc it needs.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . cross/env.sh
 use_cross_compiler
 
+flags=()
+while [[ ${1:-} == --* ]]; do
+    flags+=("$1")
+    shift
+done
 [ $# -gt 0 ] || set -- weir-edge
 packages=()
 for crate in "$@"; do
     packages+=(-p "$crate")
 done
-cargo build --release --locked --target "$TARGET" "${packages[@]}"
+cargo build --release --locked --target "$TARGET" "${flags[@]}" "${packages[@]}"
 
 out=${CARGO_TARGET_DIR:-target}/$TARGET/release
 for crate in "$@"; do

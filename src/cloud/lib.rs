@@ -235,6 +235,7 @@ fn pages(metrics: Arc<Metrics>, status_rx: &watch::Receiver<Arc<Status>>) -> Pag
         metrics: Box::new(move || metrics.text(&for_metrics.borrow())),
         status_json: Box::new(move || for_status.borrow().json()),
         page_html: include_str!("page.html"),
+        json: Vec::new(),
     }
 }
 

@@ -32,7 +32,7 @@ const BUSY_TIMEOUT: Duration = Duration::from_secs(2);
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
     /// The lock file cannot be made.
-    #[error("the lock file {} cannot be made", path.display())]
+    #[error("the lock file {} cannot be made (its folder must be there and writable for this user: see `store.path`)", path.display())]
     LockFile {
         /// The lock file.
         path: PathBuf,
@@ -40,7 +40,7 @@ pub enum OpenError {
         source: std::io::Error,
     },
     /// A running `weir-cloud` has it.
-    #[error("the database {} is in use by another weir-cloud", path.display())]
+    #[error("the database {} is in use by another weir-cloud: stop it, or set `store.path` to another file", path.display())]
     InUse {
         /// The database.
         path: PathBuf,
@@ -77,7 +77,7 @@ pub enum OpenError {
     #[error("the sink's thread cannot be started")]
     Thread(#[source] std::io::Error),
     /// Anything else.
-    #[error("the database {} cannot be opened", path.display())]
+    #[error("the database {} cannot be opened (it must be a file that this user may write: see `store.path`)", path.display())]
     Sqlite {
         /// The database.
         path: PathBuf,

@@ -3,6 +3,7 @@
 //! Sockets, disk, models and threads around `logic::Gateway`. [`bind`] takes the sockets, [`Edge::start`] opens the buffer
 //! and wires everything in the order in which data flows, [`Edge::run`] runs it until shutdown is requested.
 
+mod budget;
 pub mod config;
 mod metrics;
 mod shell;
@@ -10,20 +11,20 @@ pub mod status;
 pub mod store;
 
 use std::io;
-use std::net::{SocketAddr, TcpListener, UdpSocket};
+use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio_rustls::TlsAcceptor;
-use weir_host::admin::{self, Admin, AdminError, AdminSockets, Health, Pages};
-use weir_host::clock::{Clock, ClockMark};
+use weir_host::admin::{self, Admin, AdminError, AdminSockets, Answer, Health, JsonPage, Pages};
+use weir_host::clock::{Clock, WALL_CEILING_US, wall_floor_us};
 use weir_host::notify::Notify;
 use weir_host::quic::{self, QuicError};
 use weir_host::shutdown::Shutdown;
 use weir_host::tls::{self, ClientCerts, Credentials, IdentityError, TlsError, TlsVersion, TrustRoots};
 use weir_infer::{Model, Worker};
-use weir_logic::gateway::{Gateway, Start};
+use weir_logic::gateway::{Gateway, Question, Start};
 use weir_logic::ids::Epoch;
 use weir_logic::ingest::RouteError;
 use weir_logic::lanes::Found;
@@ -32,6 +33,7 @@ use weir_logic::wire;
 
 use crate::config::{Config, ListenTls, ModelInfo, PolicyError};
 use crate::shell::auth::Users;
+use crate::shell::interface::Interfaces;
 use crate::shell::listen::{HANDSHAKES_MAX, ListenCounters, Listener};
 use crate::shell::uplink::UplinkTarget;
 use crate::shell::{Driver, DriverParts, InferBatch, UplinkHandle, moment};
@@ -45,7 +47,7 @@ pub const SOFTWARE: &str = concat!("weir-edge ", env!("CARGO_PKG_VERSION"));
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     /// An MQTT listener's address.
-    #[error("cannot listen for MQTT on {addr}: {source}; is another broker running there?")]
+    #[error("cannot listen for MQTT on {addr} (is another broker running there?)")]
     Listen {
         /// The address.
         addr: SocketAddr,
@@ -53,7 +55,7 @@ pub enum StartError {
         source: io::Error,
     },
     /// The data directory.
-    #[error("cannot use the data directory {}: {source}; create it, or make it writable for this user", path.display())]
+    #[error("cannot use the data directory {} (create it, or make it writable for this user)", path.display())]
     DataDir {
         /// Its path.
         path: PathBuf,
@@ -67,15 +69,15 @@ pub enum StartError {
     #[error(transparent)]
     Tls(#[from] TlsError),
     /// The gateway's certificate says not who it is.
-    #[error("the gateway's certificate {} has no usable identity: {source}; issue it with `weir pki issue`", path.display())]
+    #[error("the gateway's certificate {} has no usable identity (issue it with `weir pki issue`)", path.display())]
     Identity {
         /// Path of the certificate.
         path: PathBuf,
         /// What is wrong with it.
         source: IdentityError,
     },
-    /// An uplink's socket or settings.
-    #[error("uplink: {0}")]
+    /// An uplink's settings.
+    #[error(transparent)]
     Uplink(#[from] QuicError),
     /// The admin endpoint.
     #[error(transparent)]
@@ -87,7 +89,7 @@ pub enum StartError {
     #[error(transparent)]
     Route(#[from] RouteError),
     /// Threads, timers, randomness.
-    #[error("the system refused {what}: {source}")]
+    #[error("the system refused {what}")]
     System {
         /// What was asked for.
         what: &'static str,
@@ -96,13 +98,11 @@ pub enum StartError {
     },
 }
 
-/// Sockets of a box; bound by the caller, so that tests use port 0.
+/// Sockets that a box listens on; bound by the caller, so that tests use port 0.
 #[derive(Debug)]
 pub struct Sockets {
     /// One for each `[[listen]]`.
     pub mqtt: Vec<TcpListener>,
-    /// One for each `[[uplink]]`.
-    pub uplinks: Vec<UdpSocket>,
     /// The operator's.
     pub admin: AdminSockets,
 }
@@ -114,21 +114,16 @@ impl Sockets {
     }
 }
 
-/// Takes the sockets that a configuration names.
+/// Takes the sockets that a configuration names. Those of uplinks are made when they connect: nothing here needs a network.
 ///
 /// # Errors
-/// `Listen`, `Uplink` or `Admin`, naming the address.
+/// `Listen` or `Admin`, naming the address.
 pub fn bind(config: &Config) -> Result<Sockets, StartError> {
     let listen = |addr| TcpListener::bind(addr).map_err(|source| StartError::Listen { addr, source });
     let mqtt = config.listen.iter().map(|entry| listen(entry.bind)).collect::<Result<_, _>>()?;
-    let uplinks = config
-        .uplink
-        .iter()
-        .map(|uplink| quic::bind(uplink.local_addr(), uplink.interface.as_deref()))
-        .collect::<Result<_, _>>()?;
     let http = Some(admin::bind_http(config.admin.http)?);
     let unix = config.admin.unix.as_deref().map(admin::bind_unix).transpose()?;
-    Ok(Sockets { mqtt, uplinks, admin: AdminSockets { http, unix } })
+    Ok(Sockets { mqtt, admin: AdminSockets { http, unix } })
 }
 
 /// A box that is about to run.
@@ -190,7 +185,9 @@ impl Edge {
         let (models, infos) = start_models(config, &infer_tx)?;
         let policy = config.policy(&infos)?;
         let found = Found { held: &opened.held, voids: &opened.voids, damaged: &opened.damaged };
-        let start = Start { epoch, seed: random()?, software: SOFTWARE, found };
+        let names: Vec<String> = policy.uplinks.iter().map(|uplink| uplink.name.to_string()).collect();
+        let budgets = budget::load(&budget::path(data_dir), &names);
+        let start = Start { epoch, seed: random()?, software: SOFTWARE, found, budgets: &budgets };
         let gateway = Gateway::new(now, policy, &start)?;
         base_status.epoch = format!("{:016x}", epoch.0);
 
@@ -201,11 +198,11 @@ impl Edge {
         let listen_counters = Arc::new(ListenCounters::default());
         let listeners = listeners(config, sockets.mqtt, &listen_counters)?;
         let mut tasks = Vec::new();
-        let uplinks = start_uplinks(config, identity.as_ref(), sockets.uplinks, &mut tasks)?;
+        let uplinks = start_uplinks(config, identity.as_ref(), &mut tasks)?;
 
         // The operator's window, on a thread of its own.
         let (status_tx, status_rx) = watch::channel(base_status.clone());
-        let admin = Admin::start(sockets.admin, pages(status_rx.clone()))?;
+        let admin = Admin::start(sockets.admin, pages(status_rx.clone(), &messages_tx))?;
         let notify = Notify::from_env().map_err(|source| StartError::System { what: "the notify socket", source })?;
         let driver = Driver::new(DriverParts {
             gateway,
@@ -219,6 +216,7 @@ impl Edge {
             uplinks,
             status_tx,
             base_status,
+            budget_path: budget::path(data_dir),
             notify,
             listen_counters,
         });
@@ -283,15 +281,11 @@ fn identity(config: &Config) -> Result<(Status, Option<Identity>), StartError> {
 
 /// Service time goes on where the buffer left off; wall time before anything we know of is not trusted.
 fn clock(opened: &store::Opened, identity: Option<&Identity>) -> Clock {
-    let mark = ClockMark { service_us: opened.service_us, boottime_us: 0, boot_id: String::new() };
-    let seen_us = opened.wall_us.and_then(|wall_us| u64::try_from(wall_us).ok()).unwrap_or(0);
-    let issued_us = identity.map_or(0, |identity| identity.credentials.not_before_s().saturating_mul(1_000_000));
-    // A clock that is a little behind what it said before the restart was only corrected.
-    const CORRECTION_US: u64 = 3_600_000_000;
-    // Nor did a clock tell the truth that was beyond the end of our certificate.
-    let expires_us = identity.map_or(u64::MAX, |identity| identity.credentials.not_after_s().saturating_mul(1_000_000));
-    let seen_us = if seen_us > expires_us { 0 } else { seen_us };
-    Clock::start(Some(&mark)).with_wall_floor_us(seen_us.saturating_sub(CORRECTION_US).max(issued_us))
+    let life = identity.map(|identity| (identity.credentials.not_before_s(), identity.credentials.not_after_s()));
+    let life_us = life.map(|(from_s, to_s)| (from_s.saturating_mul(1_000_000), to_s.saturating_mul(1_000_000)));
+    let (issued_us, expires_us) = life_us.unwrap_or((0, WALL_CEILING_US));
+    let floor_us = wall_floor_us(opened.wall_us, issued_us, expires_us);
+    Clock::start(Some(&opened.mark)).with_service_floor_us(opened.service_us).with_wall_floor_us(floor_us)
 }
 
 fn random() -> Result<u64, StartError> {
@@ -362,36 +356,53 @@ fn acceptor(listen: &ListenTls) -> Result<TlsAcceptor, StartError> {
 fn start_uplinks(
     config: &Config,
     identity: Option<&Identity>,
-    sockets: Vec<UdpSocket>,
     tasks: &mut Vec<tokio::task::JoinHandle<()>>,
 ) -> Result<Vec<UplinkHandle>, StartError> {
     let mut handles = Vec::new();
     let Some(identity) = identity else { return Ok(handles) };
-    for (entry, socket) in config.uplink.iter().zip(sockets) {
+    let mut interfaces = Interfaces::new().map_err(|source| StartError::System { what: "a socket", source })?;
+    for entry in &config.uplink {
         let tls = tls::client_config(&identity.credentials, &identity.roots, &[wire::ALPN])?;
         let target = UplinkTarget {
             name: entry.name.clone(),
             address: entry.address.clone(),
             server_name: entry.certificate_name().to_owned(),
+            local_addr: entry.local_addr(),
+            interface: entry.interface.clone(),
             config: quic::client_config(tls, &entry.transport())?,
         };
-        let endpoint = quic::client_endpoint(socket)?;
+        let interface = entry.interface.as_deref().map(|name| interfaces.watch(name));
         // Bounded in effect: the gateway hands over blocks only as the uplink takes them.
         let (commands_tx, commands_rx) = mpsc::unbounded_channel();
         let (events_tx, events_rx) = mpsc::channel(UPLINK_EVENTS_LEN);
-        tasks.push(tokio::spawn(shell::uplink::run(endpoint, target, commands_rx, events_tx)));
+        tasks.push(tokio::spawn(shell::uplink::run(Arc::new(target), interface, commands_rx, events_tx)));
         handles.push(UplinkHandle::new(entry.name.clone(), commands_tx, events_rx));
     }
+    tasks.push(tokio::spawn(interfaces.run()));
     Ok(handles)
 }
 
-fn pages(status_rx: watch::Receiver<Status>) -> Pages {
+fn pages(status_rx: watch::Receiver<Status>, messages_tx: &mpsc::Sender<shell::Message>) -> Pages {
+    // The gateway ends when nobody sends it messages any more; the operator's window must not keep it.
+    let messages_tx = messages_tx.downgrade();
+    let explain = move |query: &str| -> Answer {
+        let (question, messages_tx) = (query.parse::<Question>(), messages_tx.clone());
+        Box::pin(async move {
+            let question = question.map_err(|err| err.to_string())?;
+            let (answer_tx, answer_rx) = oneshot::channel();
+            let stopping = || "the box is stopping".to_owned();
+            let messages_tx = messages_tx.upgrade().ok_or_else(stopping)?;
+            messages_tx.send(shell::Message::Asked { question, answer_tx }).await.map_err(|_| stopping())?;
+            answer_rx.await.map_err(|_| stopping())?
+        })
+    };
     let (health_rx, metrics_rx) = (status_rx.clone(), status_rx.clone());
     Pages {
         health: Box::new(move || health(&health_rx.borrow())),
         metrics: Box::new(move || metrics::text(&metrics_rx.borrow())),
         status_json: Box::new(move || serde_json::to_string(&*status_rx.borrow()).unwrap_or_default()),
         page_html: include_str!("page.html"),
+        json: vec![JsonPage { path: "/explain.json", answer: Box::new(explain) }],
     }
 }
 

@@ -29,11 +29,15 @@ fn process(status: &Status, out: &mut MetricsText) {
         "Times that sockets were not read because memory or the queue of windows was full.",
         status.memory_full,
     );
+    let early = status.early_commit_bytes as f64;
+    out.gauge("weir_buffer_early_commit_bytes", "Flash that commits ahead of their interval may write now.", early);
     out.gauge("weir_buffer_disk_full", "1 if the disk refuses data.", f64::from(u8::from(status.disk_full)));
     let failing = f64::from(u8::from(status.commit_failing));
     out.gauge("weir_buffer_commit_failing", "1 if the last transaction failed and none has worked since.", failing);
     out.gauge("weir_buffer_damaged_count", "Blocks that could not be read at start.", status.damaged_blocks as f64);
     out.gauge("weir_buffer_voids_count", "Voids the cloud has not acknowledged.", status.voids as f64);
+    let relabelled = "Voids told with the reason of a later one, because there were too many.";
+    out.counter("weir_buffer_voids_relabelled_total", relabelled, status.voids_relabelled);
     out.counter("weir_buffer_commits_total", "Transactions committed.", status.store.commits);
     out.counter("weir_buffer_commit_failures_total", "Transactions that failed.", status.store.commit_failures);
     out.counter("weir_buffer_flash_bytes_total", "Bytes written to flash.", status.store.flash_bytes);
@@ -60,6 +64,10 @@ fn ingest(status: &Status, out: &mut MetricsText) {
     out.counters("weir_ingest_unusable_total", "Messages that no stream took, by reason.", unusable);
     let limits = i.limits.iter().map(|(reason, &count)| ([("reason", reason.as_str())], count));
     out.counters("weir_ingest_limits_total", "Clients refused, closed or held back, by reason.", limits);
+    let early = i.early_acks.iter().map(|(reason, &count)| ([("reason", reason.as_str())], count));
+    let help = "Messages acknowledged before the record that their stream wanted to wait for, by reason.";
+    out.counters("weir_ingest_early_acks_total", help, early);
+    out.counter("weir_ingest_topics_evicted_total", "Topics forgotten to make room for others.", i.topics_evicted);
     out.counter("weir_ingest_verdicts_total", "Verdicts given.", i.verdicts);
     out.counter("weir_ingest_verdict_errors_total", "Windows that could not be scored.", i.verdict_errors);
 }
@@ -88,6 +96,11 @@ fn streams(status: &Status, out: &mut MetricsText) {
         "Samples on their way into windows and aggregates, by what became of them.",
         counts,
     );
+    let undecodable = status.streams.iter().flat_map(|stream| {
+        let by_reason = stream.undecodable_by.iter();
+        by_reason.map(|(reason, &count)| ([("stream", stream.name.as_str()), ("reason", reason.as_str())], count))
+    });
+    out.counters("weir_stream_undecodable_total", "Messages whose payload did not decode, by reason.", undecodable);
     out.counters("weir_stream_fates_total", "What became of messages, and what was recorded instead.", samples);
 }
 
@@ -127,7 +140,10 @@ fn plan(status: &Status, out: &mut MetricsText) {
 }
 
 fn uplinks(status: &Status, out: &mut MetricsText) {
-    let gauges: [Each<UplinkStatus, f64>; 7] = [
+    let gauges: [Each<UplinkStatus, f64>; 8] = [
+        Each("weir_uplink_month_used_bytes", "Used of the month's budget; 0 without one.", |u| {
+            u.month_used_bytes.unwrap_or(0) as f64
+        }),
         Each("weir_uplink_up", "1 while a session is up.", |u| f64::from(u8::from(u.up))),
         Each("weir_uplink_rtt_seconds", "Smoothed round trip.", |u| u.rtt_us as f64 / 1e6),
         Each("weir_uplink_cwnd_bytes", "Congestion window.", |u| u.cwnd_bytes as f64),
@@ -139,10 +155,14 @@ fn uplinks(status: &Status, out: &mut MetricsText) {
     for Each(name, help, value) in gauges {
         out.gauges(name, help, status.uplinks.iter().map(|uplink| ([("uplink", uplink.name.as_str())], value(uplink))));
     }
-    let counters: [Each<UplinkStatus, u64>; 3] = [
+    let counters: [Each<UplinkStatus, u64>; 7] = [
+        Each("weir_uplink_paced_total", "Times that the month's pace closed it to all but critical.", |u| u.paced),
+        Each("weir_uplink_probes_total", "Looks at a cold uplink.", |u| u.probes),
+        Each("weir_uplink_probe_bytes_total", "What looking at a cold uplink cost.", |u| u.probe_bytes),
         Each("weir_uplink_attempts_total", "Attempts to connect.", |u| u.attempts),
         Each("weir_uplink_sessions_total", "Sessions that came up.", |u| u.ups),
         Each("weir_uplink_downs_total", "Sessions that went down.", |u| u.downs),
+        Each("weir_uplink_unknown_messages_total", "Messages of a kind this version does not know.", |u| u.unknown_messages),
     ];
     for Each(name, help, value) in counters {
         out.counters(name, help, status.uplinks.iter().map(|uplink| ([("uplink", uplink.name.as_str())], value(uplink))));

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use weir_host::clock::Wall;
 use weir_infer::Stats;
 use weir_logic::gateway::Gateway;
-use weir_logic::health::PathStats;
+use weir_logic::health::{BreakerState, PathStats};
 use weir_logic::ids::Class;
 use weir_logic::ingest::SampleCounts;
 use weir_logic::mqtt::Counters;
@@ -33,6 +33,9 @@ pub struct Status {
     pub memory_bytes: u64,
     /// Times that memory or the queue of windows was full and sockets were not read.
     pub memory_full: u64,
+    /// Flash that commits ahead of their interval may write now; without any, a sender that waits for each PUBACK gets one a
+    /// second.
+    pub early_commit_bytes: u64,
     /// True if the disk has refused the last transaction for lack of space.
     pub disk_full: bool,
     /// True if the last transaction failed, for whatever reason, and none has worked since.
@@ -43,6 +46,8 @@ pub struct Status {
     pub quarantined: Option<String>,
     /// Voids the cloud has not acknowledged.
     pub voids: u64,
+    /// Voids told with the reason of a later one, because there were too many.
+    pub voids_relabelled: u64,
     /// MQTT connections and messages.
     pub ingest: IngestStatus,
     /// Streams, in the order of the configuration.
@@ -96,6 +101,10 @@ pub struct IngestStatus {
     pub devices_refused: u64,
     /// Clients refused, closed or held back, by reason: each limit of the endpoint has one.
     pub limits: BTreeMap<String, u64>,
+    /// Messages acknowledged before the record their stream wanted to wait for, by reason.
+    pub early_acks: BTreeMap<String, u64>,
+    /// Topics forgotten to make room for others.
+    pub topics_evicted: u64,
     /// Windows being scored now.
     pub windows_pending: u64,
     /// Verdicts given.
@@ -121,6 +130,8 @@ pub struct StreamStatus {
     pub filtered: u64,
     /// Messages that did not decode.
     pub undecodable: u64,
+    /// The same by reason, such as `not_finite`.
+    pub undecodable_by: BTreeMap<String, u64>,
     /// Aggregates recorded.
     pub aggregates: u64,
     /// Verdicts recorded.
@@ -185,6 +196,10 @@ pub struct PlanStatus {
     pub waiting_bytes: u64,
     /// The stream that is thinned next if the price rises.
     pub next_stream: Option<String>,
+    /// By class: the uplinks that it goes by, best first.
+    pub routes: BTreeMap<String, Vec<String>>,
+    /// Changes of the plan since start; the last ones are told by `/explain.json`.
+    pub changes: u64,
 }
 
 /// One uplink.
@@ -218,12 +233,28 @@ pub struct UplinkStatus {
     pub loss: f64,
     /// How far these may be trusted, 0 to 1.
     pub confidence: f64,
+    /// Whether its breaker lets data through: `closed`, `half-open` or `open`.
+    pub breaker: String,
+    /// Why it is not closed.
+    pub breaker_reason: Option<String>,
+    /// Bytes used of the present month, if it has a budget.
+    pub month_used_bytes: Option<u64>,
+    /// Bytes of a month.
+    pub month_bytes: Option<u64>,
+    /// Times that the pace of the month, or its end, closed it to all but critical records.
+    pub paced: u64,
+    /// Times that it was looked at while cold, and what that cost.
+    pub probes: u64,
+    /// See `probes`.
+    pub probe_bytes: u64,
     /// Attempts to connect.
     pub attempts: u64,
     /// Sessions that came up.
     pub ups: u64,
     /// Sessions that went down.
     pub downs: u64,
+    /// Messages from the cloud of a kind that this version does not know.
+    pub unknown_messages: u64,
 }
 
 /// One model.
@@ -267,8 +298,10 @@ pub struct InspectedStatus {
     pub age_us: u64,
     /// Its topic.
     pub topic: String,
-    /// What was wrong.
+    /// What was wrong, in a word.
     pub reason: String,
+    /// What exactly was wrong with its payload, and where.
+    pub detail: String,
     /// The start of its payload, as text with what is not UTF-8 replaced.
     pub payload: String,
 }
@@ -291,9 +324,11 @@ impl Status {
             wall_us: wall.unix_us,
             memory_bytes: lanes.memory_bytes(),
             memory_full: gateway.ingest().counters().full,
+            early_commit_bytes: lanes.early_commit_bytes(),
             disk_full: lanes.disk_full(),
             commit_failing: gateway.is_commit_failing(),
             voids: lanes.void_count() as u64,
+            voids_relabelled: lanes.voids_relabelled(),
             ingest: ingest(gateway),
             streams: streams(gateway),
             lanes: Class::ALL.into_iter().map(|class| lane(now_us, gateway, class)).collect(),
@@ -314,7 +349,7 @@ impl Status {
 
 fn ingest(gateway: &Gateway) -> IngestStatus {
     let (ingest, mqtt, totals) = (gateway.ingest(), gateway.ingest().mqtt_counters(), gateway.ingest().counters());
-    let (verdicts, verdict_errors) = ingest.verdicts();
+    let ((verdicts, verdict_errors), early) = (ingest.verdicts(), ingest.early_acks());
     IngestStatus {
         connections: ingest.connections_len() as u64,
         connections_total: totals.connections,
@@ -338,6 +373,10 @@ fn ingest(gateway: &Gateway) -> IngestStatus {
         denied: totals.denied,
         devices_refused: totals.devices_refused,
         limits: limits(&mqtt),
+        early_acks: [("waiting_max", early.waiting_max), ("window_wait", early.window_wait)]
+            .map(|(reason, count)| (reason.to_owned(), count))
+            .into(),
+        topics_evicted: ingest.topics_evicted(),
         windows_pending: ingest.pending_windows() as u64,
         verdicts,
         verdict_errors,
@@ -382,6 +421,10 @@ impl IngestStatus {
     }
 }
 
+fn by_reason(counts: &BTreeMap<&'static str, u64>) -> BTreeMap<String, u64> {
+    counts.iter().map(|(&reason, &count)| (reason.to_owned(), count)).collect()
+}
+
 fn samples(counts: &SampleCounts) -> BTreeMap<String, u64> {
     let w = &counts.windows;
     [
@@ -412,6 +455,7 @@ fn streams(gateway: &Gateway) -> Vec<StreamStatus> {
                 folded: fates.folded,
                 filtered: fates.filtered,
                 undecodable: fates.undecodable,
+                undecodable_by: by_reason(gateway.ingest().undecodable(index as u16)),
                 aggregates: fates.aggregates,
                 verdicts: fates.verdicts,
                 windows: fates.windows,
@@ -448,6 +492,10 @@ fn uplink(now_us: u64, gateway: &Gateway, index: usize, base: &UplinkStatus, pat
     let session = &gateway.uplinks()[index];
     let estimate = gateway.health()[index].estimate(now_us);
     let counters = session.counters();
+    let health = &gateway.health()[index];
+    let budget = gateway.budgets().nth(index).flatten();
+    let month = budget.map(weir_logic::budget::MonthBudget::spent_of);
+    let probes = health.cold().map(|cold| cold.counters()).unwrap_or_default();
     UplinkStatus {
         name: base.name.clone(),
         up: session.is_up(),
@@ -463,9 +511,25 @@ fn uplink(now_us: u64, gateway: &Gateway, index: usize, base: &UplinkStatus, pat
         capacity_bps: estimate.capacity_bps as u64,
         loss: estimate.loss,
         confidence: estimate.confidence,
+        breaker: breaker(estimate.breaker).to_owned(),
+        breaker_reason: health.breaker().reason().map(|reason| reason.to_string()),
+        month_used_bytes: month.map(|(used, _)| used),
+        month_bytes: month.map(|(_, limit)| limit),
+        paced: budget.map_or(0, |budget| budget.counters().paced),
+        probes: probes.probes,
+        probe_bytes: probes.used_bytes,
         attempts: counters.attempts,
         ups: counters.ups,
         downs: counters.downs,
+        unknown_messages: counters.unknown_messages,
+    }
+}
+
+fn breaker(state: BreakerState) -> &'static str {
+    match state {
+        BreakerState::Closed => "closed",
+        BreakerState::HalfOpen { .. } => "half-open",
+        BreakerState::Open { .. } => "open",
     }
 }
 
@@ -479,7 +543,15 @@ fn price(gateway: &Gateway) -> PlanStatus {
         forecast_bytes: price.forecast_bytes as u64,
         waiting_bytes: price.waiting_bytes as u64,
         next_stream: price.marginal.and_then(name),
+        routes: routes(gateway),
+        changes: gateway.changes().total(),
     }
+}
+
+fn routes(gateway: &Gateway) -> BTreeMap<String, Vec<String>> {
+    let name = |&uplink: &u8| gateway.policy().uplinks[usize::from(uplink)].name.to_string();
+    let of = |class: Class| gateway.plan().uplinks[class.index()].iter().map(name).collect();
+    Class::ALL.into_iter().map(|class| (class.name().to_owned(), of(class))).collect()
 }
 
 fn model((name, stats): &(String, Stats)) -> ModelStatus {
@@ -499,6 +571,7 @@ fn inspected(now_us: u64, gateway: &Gateway) -> Vec<InspectedStatus> {
         age_us: now_us.saturating_sub(message.at_us),
         topic: message.topic.clone(),
         reason: message.reason.to_owned(),
+        detail: message.detail.clone(),
         payload: String::from_utf8_lossy(&message.payload).into_owned(),
     };
     gateway.ingest().inspected().map(status).collect()

@@ -34,7 +34,9 @@ const HANDSHAKE_BYTES_MAX: u64 = 8 << 20;
 #[derive(Debug, thiserror::Error)]
 pub enum QuicError {
     /// The socket cannot be bound to its address.
-    #[error("udp address {addr} cannot be bound")]
+    #[error(
+        "udp address {addr} cannot be bound (it must be one of this machine's, with a port that is free: see `bind` or `listen.quic`)"
+    )]
     Bind {
         /// The address asked for.
         addr: SocketAddr,
@@ -42,7 +44,7 @@ pub enum QuicError {
         source: io::Error,
     },
     /// The socket cannot be bound to its interface.
-    #[error("the interface `{interface}` cannot be used: {}", advice(source))]
+    #[error("the interface `{interface}` cannot be used ({})", advice(source))]
     Interface {
         /// The interface asked for.
         interface: String,
@@ -50,7 +52,7 @@ pub enum QuicError {
         source: io::Error,
     },
     /// The endpoint cannot be started on its socket.
-    #[error("the QUIC endpoint cannot be started")]
+    #[error("the QUIC endpoint cannot be started (the limit on open files may be too low: `ulimit -n`)")]
     Endpoint(#[source] io::Error),
     /// The TLS configuration lacks what QUIC needs.
     #[error("the TLS configuration does not fit QUIC")]
@@ -65,13 +67,13 @@ pub enum QuicError {
     },
 }
 
-fn advice(err: &io::Error) -> String {
+fn advice(err: &io::Error) -> &'static str {
     match err.raw_os_error() {
         // ENODEV
-        Some(19) => "there is no such interface now".to_owned(),
+        Some(19) => "there is none of this name now: see `ip link`",
         // EPERM
-        Some(1) => "it needs CAP_NET_RAW or root on this kernel".to_owned(),
-        _ => err.to_string(),
+        Some(1) => "it needs CAP_NET_RAW or root on this kernel",
+        _ => "see `ip link` for its state",
     }
 }
 

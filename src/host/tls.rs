@@ -41,7 +41,7 @@ const PEM_LEN_MAX: u64 = 1 << 20;
 #[derive(Debug, thiserror::Error)]
 pub enum TlsError {
     /// A file cannot be read.
-    #[error("the {what} {} cannot be read", file.display())]
+    #[error("the {what} {} cannot be read (`weir pki init` and `weir pki issue` make it; this user must be allowed to read it)", file.display())]
     Read {
         /// What the file should hold.
         what: &'static str,

@@ -5,20 +5,26 @@
 
 use std::collections::VecDeque;
 
+use crate::budget::{BudgetLevel, MonthBudget};
+use crate::explain::Changes;
 use crate::health::{BreakerLimits, UplinkHealth, UplinkLimits};
-use crate::ids::{Class, Epoch, PerClass};
+use crate::ids::{BlockKey, Class, Epoch, PerClass};
 use crate::ingest::{Ingest, Moment, RouteError};
 use crate::lanes::{Found, Lanes, Outgoing};
 use crate::plan::{Plan, View, plan};
 use crate::policy::Policy;
-use crate::price::Explanation;
 use crate::store::StoreError;
 use crate::thin::Thinner;
 use crate::uplink::{Session, SessionOutput};
 
+pub use answers::{
+    Explanation, LaneExplanation, PriceExplanation, Question, QuestionError, RecordExplanation, RecordId, StreamExplanation,
+};
 pub use events::{Event, Input, Output};
 
 use control::{Control, close_reason};
+use losses::Losses;
+use ways::Way;
 
 /// What the gateway starts with.
 #[derive(Debug)]
@@ -31,6 +37,8 @@ pub struct Start<'a> {
     pub software: &'a str,
     /// What the buffer held.
     pub found: Found<'a>,
+    /// By uplink: what was saved of its month's budget.
+    pub budgets: &'a [BudgetLevel],
 }
 
 /// The composition: ingest, lanes, uplinks and the plan between them.
@@ -42,11 +50,14 @@ pub struct Gateway {
     lanes: Lanes,
     uplinks: Vec<Session>,
     health: Vec<UplinkHealth>,
+    ways: Vec<Way>,
     control: Control,
+    changes: Changes,
     software: String,
     outputs: VecDeque<Output>,
     safe: PerClass<u64>,
     commit_failing: bool,
+    losses: Losses,
     stopping: bool,
     /// Until when a stop waits for windows that are being scored.
     scored_by_us: u64,
@@ -73,28 +84,36 @@ impl Gateway {
         let uplinks = (0..policy.uplinks.len()).map(|uplink| Session::new(now_us, policy.session, seed(uplink))).collect();
         let health = policy.uplinks.iter().enumerate().map(|(uplink, of)| {
             let (nominal_bps, breaker) = (of.nominal_bps, BreakerLimits::default());
-            UplinkHealth::new(now_us, UplinkLimits { nominal_bps, metered: false, breaker, seed: seed(uplink) }, None)
+            let metered = of.meter.is_some() && of.stands_in_for.is_none();
+            UplinkHealth::new(now_us, UplinkLimits { nominal_bps, metered, breaker, seed: seed(uplink) }, None)
         });
-        let health = health.collect();
-        let plan = plan(&policy, &View::default(), None);
+        let health: Vec<UplinkHealth> = health.collect();
+        let ways = ways::ways(now_us, &policy, start.budgets);
         let mut gateway = Gateway {
             safe: lanes.safe(),
             control: Control::new(now_us, &policy),
             health,
+            ways,
+            plan: Plan::default(),
             policy,
-            plan,
             ingest,
             lanes,
             uplinks,
+            changes: Changes::default(),
             software: start.software.to_owned(),
             outputs: VecDeque::new(),
             commit_failing: false,
+            losses: Losses::default(),
             stopping: false,
             scored_by_us: u64::MAX,
             said_farewell: false,
             now_us,
         };
+        let uplinks = gateway.uplink_views(now_us);
+        gateway.plan =
+            plan(&gateway.policy, &View { now_us, price: crate::price::Explanation::default(), uplinks: &uplinks }, None);
         gateway.announce_plan(None);
+        gateway.want_ways(now_us);
         gateway.settle(now);
         Ok(gateway)
     }
@@ -111,8 +130,8 @@ impl Gateway {
             Input::ClientRead { conn, bytes } => ingest.read(now, plan, lanes, conn, bytes),
             Input::ClientLost { conn } => ingest.lost(now, plan, lanes, conn),
             Input::Authenticated { conn, result } => ingest.authenticated(now, plan, lanes, conn, result),
-            Input::Inferred { job, verdict } => {
-                ingest.inferred(now, plan, lanes, job, verdict.as_ref());
+            Input::Inferred(scored) => {
+                ingest.inferred(now, plan, lanes, &scored);
                 if self.stopping && !self.said_farewell {
                     self.commit_last(now_us);
                 }
@@ -123,12 +142,19 @@ impl Gateway {
             Input::UplinkConnected { uplink } => {
                 let (epoch, held) = (lanes.epoch(), lanes.held_epochs());
                 self.health[usize::from(uplink)].connected(now_us);
+                self.ways[usize::from(uplink)].connected();
                 self.uplinks[usize::from(uplink)].connected(now_us, epoch, &held, &self.software);
             }
             Input::UplinkControl { uplink, bytes } => self.uplinks[usize::from(uplink)].control(now_us, bytes),
             Input::UplinkWritten { uplink, flow, len } => lanes.written(uplink, flow, len),
-            Input::UplinkPath { uplink, path } => self.health[usize::from(uplink)].path(now_us, &path),
+            Input::UplinkPath { uplink, path } => self.path(now_us, uplink, &path),
             Input::UplinkClosed { uplink, reason } => self.uplinks[usize::from(uplink)].closed(now_us, reason),
+            Input::UplinkInterface { uplink, up } => {
+                self.health[usize::from(uplink)].interface(now_us, up);
+                if up {
+                    self.uplinks[usize::from(uplink)].retry_now(now_us);
+                }
+            }
             Input::Stop => self.stop(now),
         }
         self.settle(now);
@@ -147,9 +173,9 @@ impl Gateway {
         } else if self.is_scoring() {
             deadline = deadline.min(self.scored_by_us);
         }
-        if let Some(uplink) = self.best_uplink() {
-            let credits = self.uplinks[usize::from(uplink)].credits(self.now_us);
-            deadline = deadline.min(self.lanes.send_due_us(&credits));
+        deadline = deadline.min(self.lanes.send_due_us(&self.credits(self.now_us), &self.plan));
+        if !self.stopping {
+            deadline = self.health.iter().filter_map(|health| health.deadline_us(self.now_us)).fold(deadline, u64::min);
         }
         let deadline = if self.stopping { deadline } else { deadline.min(self.control.due_us) };
         self.uplinks.iter().map(Session::deadline_us).fold(deadline, u64::min)
@@ -168,7 +194,7 @@ impl Gateway {
             self.drain_session(now_us, index);
         }
         if !self.stopping {
-            self.steer(now_us);
+            self.steer(now);
         }
         // What is taken in now is sent and written below.
         let safe = self.lanes.safe();
@@ -183,6 +209,7 @@ impl Gateway {
         if self.stopping && !self.said_farewell && !self.lanes.is_committing() && !self.is_scoring() {
             self.farewell(now);
         }
+        self.tell_losses(now_us, self.said_farewell);
         self.drain_ingest();
     }
 
@@ -192,7 +219,7 @@ impl Gateway {
             self.outputs.push_back(match output {
                 Out::Write { conn, bytes } => Output::ClientWrite { conn, bytes },
                 Out::Read { conn } => Output::ClientRead { conn },
-                Out::Close { conn, close } => Output::ClientClose { conn, close },
+                Out::Close { conn, client_id, close } => Output::ClientClose { conn, client_id, close },
                 Out::Authenticate { conn, username, password } => Output::Authenticate { conn, username, password },
             });
         }
@@ -206,9 +233,16 @@ impl Gateway {
                 SessionOutput::Connect => self.outputs.push_back(Output::Connect { uplink }),
                 SessionOutput::Write(bytes) => self.outputs.push_back(Output::ControlWrite { uplink, bytes }),
                 SessionOutput::Disconnect(_) => self.outputs.push_back(Output::Disconnect { uplink }),
-                SessionOutput::Acked { epoch, lane, range } => self.lanes.ack(now_us, lane, epoch, range),
+                SessionOutput::Acked { epoch, lane, range } => {
+                    let key = BlockKey { lane, epoch, first_seq: *range.start() };
+                    self.trial_acked(now_us, index, key, *range.end());
+                    self.lanes.ack(now_us, uplink, lane, epoch, range);
+                }
                 SessionOutput::Pinged => self.health[index].pinged(now_us),
-                SessionOutput::Heartbeat { rtt_us } => self.health[index].heartbeat(now_us, rtt_us),
+                SessionOutput::Heartbeat { rtt_us } => {
+                    self.health[index].heartbeat(now_us, rtt_us);
+                    self.way_answered(index);
+                }
                 SessionOutput::Up => {
                     self.lanes.set_uplink_up(now_us, true);
                     self.control.at_once = true;
@@ -216,11 +250,13 @@ impl Gateway {
                 }
                 SessionOutput::Failed(reason) => {
                     self.health[index].closed(now_us, close_reason(&reason, false));
+                    self.way_down(now_us, index);
                     self.outputs.push_back(Output::Event(Event::AttemptFailed { uplink, reason }));
                 }
                 SessionOutput::Down(reason) => {
                     self.health[index].closed(now_us, close_reason(&reason, true));
                     self.control.at_once = true;
+                    self.way_down(now_us, index);
                     self.lanes.session_lost(uplink);
                     let up = self.uplinks.iter().any(Session::is_up);
                     self.lanes.set_uplink_up(now_us, up);
@@ -230,28 +266,34 @@ impl Gateway {
         }
     }
 
-    fn best_uplink(&self) -> Option<u8> {
-        let order = &self.plan.uplinks[Class::Normal.index()];
-        order.iter().copied().find(|&uplink| self.uplinks[usize::from(uplink)].is_up())
+    /// By uplink: the bytes per class that it may have under way, if it is up.
+    fn credits(&self, now_us: u64) -> Vec<Option<PerClass<u64>>> {
+        self.uplinks.iter().map(|session| session.is_up().then(|| session.credits(now_us))).collect()
     }
 
-    /// Hands over what the best uplink that is up can take.
+    /// Hands over what the uplinks can take.
     fn send(&mut self, now_us: u64) {
-        let Some(uplink) = self.best_uplink() else { return };
-        let session = &mut self.uplinks[usize::from(uplink)];
+        let ways = self.credits(now_us);
+        let critical = self.plan.uplinks[Class::Critical.index()].iter().map(|&uplink| usize::from(uplink));
+        let Some(first) = critical.chain(0..ways.len()).find(|&uplink| ways[uplink].is_some()) else { return };
         let voids = self.lanes.take_voids_to_send();
         if !voids.is_empty() {
-            session.send_voids(&voids);
+            self.uplinks[first].send_voids(&voids);
         }
-        let credits = session.credits(now_us);
-        while let Some(outgoing) = self.lanes.outgoing(now_us, uplink, &credits, &self.plan) {
-            self.outputs.push_back(match outgoing {
-                Outgoing::Send { flow, block, .. } => Output::SendBlock { uplink, flow, block },
+        while let Some(outgoing) = self.lanes.outgoing(now_us, &ways, &self.plan) {
+            let output = match outgoing {
+                Outgoing::Send { uplink, flow, key, block } => {
+                    self.trial_sent(now_us, uplink, key, block.len() as u64);
+                    Output::SendBlock { uplink, flow, block }
+                }
                 Outgoing::Load { key } => Output::Load { key },
-            });
+            };
+            self.outputs.push_back(output);
         }
-        self.drain_session(now_us, usize::from(uplink));
-        self.health[usize::from(uplink)].under_way(now_us, self.lanes.under_way_bytes());
+        self.drain_session(now_us, first);
+        for (uplink, health) in self.health.iter_mut().enumerate() {
+            health.under_way(now_us, self.lanes.under_way_bytes(uplink as u8).iter().sum());
+        }
     }
 
     fn committed(&mut self, now_us: u64, ticket: u64, result: Result<(), StoreError>) {
@@ -311,25 +353,6 @@ impl Gateway {
         self.said_farewell && !self.lanes.is_committing()
     }
 
-    /// Says what differs from the plan before.
-    fn announce_plan(&mut self, last: Option<&Plan>) {
-        for (index, entry) in self.plan.streams.iter().enumerate() {
-            let before = last.and_then(|last| last.streams.get(index));
-            // The numbers of a reason change all the time; what is done does not.
-            if before.is_some_and(|b| {
-                (b.fidelity, b.level, b.lane, b.placement) == (entry.fidelity, entry.level, entry.lane, entry.placement)
-            }) {
-                continue;
-            }
-            self.outputs.push_back(Output::Event(Event::Planned {
-                stream: index as u16,
-                version: self.plan.version,
-                planned: entry.to_string(),
-                reason: entry.reason,
-            }));
-        }
-    }
-
     /// True if the buffer refused the last transaction and has taken none since.
     pub fn is_commit_failing(&self) -> bool {
         self.commit_failing
@@ -355,8 +378,18 @@ impl Gateway {
         &self.health
     }
 
+    /// What has changed in the plan, and why.
+    pub fn changes(&self) -> &Changes {
+        &self.changes
+    }
+
+    /// By uplink: its month's budget, if it has one; its level is to be saved now and then.
+    pub fn budgets(&self) -> impl Iterator<Item = Option<&MonthBudget>> {
+        self.ways.iter().map(|way| way.budget.as_ref())
+    }
+
     /// The numbers behind the present price of a byte.
-    pub fn price(&self) -> &Explanation {
+    pub fn price(&self) -> &crate::price::Explanation {
         &self.control.price
     }
 
@@ -371,7 +404,10 @@ impl Gateway {
     }
 }
 
+mod answers;
 mod control;
 mod events;
+mod losses;
 #[cfg(test)]
 mod tests;
+mod ways;

@@ -4,18 +4,23 @@
 //! in `edge` and `cloud` carry out what is returned. The same code runs on the box, in the simulator and in the tests.
 
 pub mod block;
+pub mod budget;
+pub mod explain;
 pub mod gateway;
 pub mod health;
 pub mod ids;
 pub mod ingest;
 pub mod lanes;
 pub mod mqtt;
+pub mod offer;
 pub mod payload;
 pub mod plan;
 pub mod policy;
 pub mod price;
 pub mod ranges;
 pub mod receive;
+pub mod rollout;
+pub mod route;
 pub mod store;
 pub mod thin;
 pub mod uplink;

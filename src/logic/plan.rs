@@ -10,6 +10,7 @@ use std::sync::Arc;
 use crate::ids::{Class, PerClass};
 use crate::policy::{Policy, StreamFidelity};
 use crate::price::{Explanation, Level, Prices, StreamValue};
+use crate::route::{LaneRoute, UplinkView, route};
 
 /// The present decisions.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -18,8 +19,12 @@ pub struct Plan {
     pub version: u64,
     /// One entry for each stream of the policy.
     pub streams: Vec<StreamPlan>,
-    /// For each lane the uplinks that may carry it, best first.
+    /// For each lane the uplinks that carry it, best first.
     pub uplinks: PerClass<Vec<u8>>,
+    /// For each lane what was weighed for that.
+    pub routes: PerClass<LaneRoute>,
+    /// Uplinks that a critical block is sent over at the same time.
+    pub critical_copies: u8,
     /// Price of a byte of uplink, by which records are sent more coarsely or held; of those that have time.
     pub lambda: f64,
     /// The same by the time that is left to a record.
@@ -32,12 +37,21 @@ pub struct Plan {
 
 /// What is known when a plan is made.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
-pub struct View {
+pub struct View<'a> {
+    /// Service time.
+    pub now_us: u64,
     /// The price of a byte of uplink, and what made it.
     pub price: Explanation,
+    /// The uplinks, in the order of the policy.
+    pub uplinks: &'a [UplinkView],
 }
 
 impl Plan {
+    /// True if both plans do the same, whatever numbers made them.
+    fn does_the_same(&self, other: &Plan) -> bool {
+        self.streams == other.streams && self.uplinks == other.uplinks && self.lambda == other.lambda
+    }
+
     /// How finely a record of this age is sent now; `None` if it is held while anything else waits.
     pub fn level(&self, stream: u16, age_us: u64) -> Option<Level> {
         match self.values.get(usize::from(stream)) {
@@ -161,8 +175,8 @@ const PATIENCE_S: f64 = 5.0;
 /// What has no deadline counts as if it had one in a day.
 const LEFT_S_MAX: f64 = 86_400.0;
 
-/// Decides for every stream; `last` is the plan it replaces.
-pub fn plan(policy: &Policy, view: &View, last: Option<&Plan>) -> Plan {
+/// Decides for every stream and lane; `last` is the plan it replaces.
+pub fn plan(policy: &Policy, view: &View<'_>, last: Option<&Plan>) -> Plan {
     let price = view.price;
     let streams = policy
         .streams
@@ -190,19 +204,20 @@ pub fn plan(policy: &Policy, view: &View, last: Option<&Plan>) -> Plan {
             StreamPlan { fidelity, level, lane: stream.class, placement, reason }
         })
         .collect();
-    let order: Vec<u8> = (0..policy.uplinks.len() as u8).collect();
+    let routes = Class::ALL.map(|class| {
+        let last = last.map(|last| &last.routes[class.index()]);
+        route(view.now_us, class, policy, view.uplinks, price.lambda, last)
+    });
+    let uplinks = std::array::from_fn(|at| routes[at].usable().collect());
     let values = match last {
         Some(last) if last.values.len() == policy.streams.len() => Arc::clone(&last.values),
         _ => policy.streams.iter().map(|stream| stream.value).collect(),
     };
-    let uplinks = std::array::from_fn(|_| order.clone());
     let weighs = values.iter().any(Option::is_some);
-    let mut plan = Plan { version: 1, streams, uplinks, lambda: price.lambda, prices: price.prices, values, weighs };
+    let (critical_copies, lambda, prices) = (policy.critical_copies, price.lambda, price.prices);
+    let mut plan = Plan { version: 1, streams, uplinks, routes, critical_copies, lambda, prices, values, weighs };
     if let Some(last) = last {
-        plan.version = last.version;
-        if plan != *last {
-            plan.version += 1;
-        }
+        plan.version = last.version + u64::from(!plan.does_the_same(last));
     }
     plan
 }
@@ -228,6 +243,7 @@ mod tests {
             keep: None,
             model: None,
             ack_record: false,
+            zones: Vec::new(),
             value: weight.map(value),
         }
     }
@@ -247,21 +263,25 @@ mod tests {
             connections_max: 1,
             router: Default::default(),
             session: crate::uplink::SessionLimits { ping_us: 1, silence_us: 1, connect_us: 1, backoff_us: (1, 1) },
-            uplinks: vec![UplinkPolicy { nominal_bps: 1 }; 2],
+            uplinks: vec![UplinkPolicy::free("a", 1), UplinkPolicy::free("b", 1)],
             price: PriceLimits::default(),
+            critical_copies: 1,
         }
     }
 
-    fn at(lambda: f64) -> View {
+    fn at(lambda: f64) -> View<'static> {
         let prices = Prices::flat(lambda);
-        View { price: Explanation { lambda, prices, wanted_bytes: 5.0, forecast_bytes: 4.0, ..Explanation::default() } }
+        View {
+            price: Explanation { lambda, prices, wanted_bytes: 5.0, forecast_bytes: 4.0, ..Explanation::default() },
+            ..View::default()
+        }
     }
 
     #[test]
     fn without_a_price_each_stream_gets_what_it_asks_for() {
         let streams = vec![stream(Class::High, StreamFidelity::Raw, Some(2.0)), stream(Class::Bulk, StreamFidelity::Raw, None)];
         let plan = plan(&policy(streams), &View::default(), None);
-        assert_eq!((plan.version, &plan.uplinks[0]), (1, &vec![0, 1]));
+        assert_eq!(plan.version, 1);
         for entry in &plan.streams {
             assert_eq!((entry.level, entry.reason), (Some(Level::Raw), Reason::Policy { asked: StreamFidelity::Raw }));
         }

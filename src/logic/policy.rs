@@ -35,13 +35,61 @@ pub struct Policy {
     pub uplinks: Vec<UplinkPolicy>,
     /// How the price of a byte is made.
     pub price: PriceLimits,
+    /// Uplinks that a critical block is sent over at the same time: 1 or 2.
+    pub critical_copies: u8,
 }
 
-/// One uplink.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+impl Policy {
+    /// True if any stream says what its records are worth.
+    pub fn has_values(&self) -> bool {
+        self.streams.iter().any(|stream| stream.value.is_some())
+    }
+}
+
+/// One way to the cloud: a link and a transport.
+#[derive(Debug, Clone, PartialEq)]
 pub struct UplinkPolicy {
+    /// Its name, in logs, events and the graph.
+    pub name: Arc<str>,
     /// Rate assumed before anything is measured, in bits per second.
     pub nominal_bps: u64,
+    /// Index of the uplink over the same link that this one stands in for while data does not pass there.
+    pub stands_in_for: Option<u8>,
+    /// What its bytes cost; `None` if they cost nothing.
+    pub meter: Option<Meter>,
+    /// True if it stays connected although it is metered and nothing needs it.
+    pub warm: bool,
+    /// The classes that may use it.
+    pub classes: PerClass<bool>,
+    /// Zone of the ingest node that it leads to.
+    pub zone: Option<Arc<str>>,
+    /// Shared infrastructure that it goes through: a carrier or a site's router.
+    pub carrier: Option<Arc<str>>,
+}
+
+impl UplinkPolicy {
+    /// One whose bytes cost nothing, for all classes.
+    pub fn free(name: &str, nominal_bps: u64) -> UplinkPolicy {
+        UplinkPolicy {
+            name: name.into(),
+            nominal_bps,
+            stands_in_for: None,
+            meter: None,
+            warm: false,
+            classes: [true; 4],
+            zone: None,
+            carrier: None,
+        }
+    }
+}
+
+/// What the bytes of an uplink cost.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Meter {
+    /// Money for a megabyte, in any currency: only relations between uplinks matter.
+    pub money_per_mb: f64,
+    /// Bytes that may be used in a calendar month (UTC), both directions; `None` for no limit.
+    pub month_bytes: Option<u64>,
 }
 
 /// One stream.
@@ -65,6 +113,8 @@ pub struct StreamPolicy {
     pub model: Option<StreamModel>,
     /// True if a message that is folded into something smaller is acknowledged only when that is safe.
     pub ack_record: bool,
+    /// Zones that its records may go to; empty for anywhere.
+    pub zones: Vec<Arc<str>>,
     /// What its raw records are worth; `None` if they are sent as they are stored, whatever that costs.
     pub value: Option<StreamValue>,
 }

@@ -1,8 +1,10 @@
 //! The operator's tool, as a library: what `weir` does, callable from tests and benches.
 
+pub mod admin;
 pub mod buffer;
 pub mod check;
 pub mod demo;
+pub mod explain;
 pub mod link;
 pub mod passwd;
 pub mod pki;

@@ -7,6 +7,8 @@ use clap::{Parser, Subcommand};
 use weir::buffer::BufferCommand;
 use weir::check::CheckArgs;
 use weir::demo::DemoArgs;
+use weir::explain::ExplainArgs;
+use weir::link::command::LinkArgs;
 use weir::pki::PkiCommand;
 use weir::runtime::RuntimeCommand;
 use weir::sim::command::SimArgs;
@@ -25,8 +27,12 @@ enum Command {
     Demo(DemoArgs),
     /// Find every mistake in a configuration before it ships
     Check(CheckArgs),
+    /// Ask a running box why a stream is sent as it is, or where a record is
+    Explain(ExplainArgs),
     /// Compare what policies would have delivered over a link: Weir, strict priorities, a plain bridge, and the best possible
     Sim(SimArgs),
+    /// Emulate a link between two network namespaces, and cut, slow or block it
+    Link(LinkArgs),
     /// Make a certificate authority and issue certificates
     #[command(subcommand)]
     Pki(PkiCommand),
@@ -71,6 +77,8 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Demo(args) => return weir::demo::execute(&args),
         Command::Check(args) => return weir::check::run(&args),
         Command::Sim(args) => return weir::sim::command::run(&args),
+        Command::Link(args) => return weir::link::command::run(&args),
+        Command::Explain(args) => weir::explain::run(&args, &mut io::stdout().lock())?,
         Command::Pki(command) => command.run(&mut io::stdout().lock())?,
         Command::Buffer(command) => weir::buffer::run(command)?,
         Command::Runtime(command) => weir::runtime::run(&command)?,

@@ -89,6 +89,43 @@ fn over_tls_a_password_opens_the_topics_of_its_user_and_no_others() {
 }
 
 #[test]
+fn over_tls_a_known_certificate_is_a_user_and_an_unknown_one_is_nobody() {
+    let mut plan = Plan::new("through", MIXED_STREAMS);
+    plan.listen = "tls = { cert = \"pki/mqtt.pem\", key = \"pki/mqtt.key\", client_ca = \"pki/ca.pem\" }".to_owned();
+    plan.tables += "[[user]]\nname = \"press\"\ncertificate_cn = \"press-17\"\npublish = [\"site/0/#\"]\n";
+    let mut site = Site::new(binaries(), plan);
+    let pki_dir = site.dir().join("pki");
+    let listener = Request { ip: vec![site.mqtt().ip()], ..Request::gateway("mqtt") };
+    pki::issue(&pki_dir, &listener, false).expect("a listener can be certified");
+    let authority = pki::Authority::load(&pki_dir).expect("it was just made");
+    let ca = authority.cert_pem().to_owned();
+    let shown = |authority: &pki::Authority, name: &str, version| {
+        let issued = authority.issue(&Request::gateway(name)).expect("a sensor can be certified");
+        let certificate = Some((issued.cert_pem, issued.key_pem));
+        Login { tls_ca: Some(ca.clone()), certificate, ..Login::anonymous(name, version) }
+    };
+    site.start_cloud();
+    site.start_edge();
+    for (version, not_authorised) in [(Version::V311, 5), (Version::V5, 0x87)] {
+        let known = shown(&authority, "press-17", version);
+        let mut client = Client::connect(site.mqtt(), &known).expect("its certificate is that of a user");
+        let allowed = publish(&mut client, "site/0/value", &format!("shown {version:?}"));
+        assert_eq!(allowed, Packet::PubAck { id: 7, reason: 0 });
+        let reason = if version == Version::V5 { 0x87 } else { 0 };
+        assert_eq!(publish(&mut client, "site/1/value", "no"), Packet::PubAck { id: 7, reason }, "as its user may");
+        assert_eq!(refusal(&site, &shown(&authority, "press-18", version)), not_authorised, "no user has this name");
+        let nothing = Login { certificate: None, ..shown(&authority, "press-17", version) };
+        assert_eq!(refusal(&site, &nothing), not_authorised, "a name alone is no certificate");
+        // The right name from an authority of one's own.
+        let stranger = pki::Authority::new().expect("an authority can be made");
+        let forged = Client::connect(site.mqtt(), &shown(&stranger, "press-17", version));
+        assert!(matches!(forged, Err(ConnectError::Io(_))), "the handshake fails");
+    }
+    wait_for("the log to say so", ANSWER, || site.edge_log().contains("TLS handshake failed").then_some(()));
+    await_payloads(&site, &["shown V311", "shown V5"]);
+}
+
+#[test]
 fn a_client_id_is_taken_over_by_its_own_user_alone() {
     let mut site = guarded("");
     site.start_cloud();
@@ -102,6 +139,50 @@ fn a_client_id_is_taken_over_by_its_own_user_alone() {
     assert!(first.read(ANSWER).is_err(), "the first connection is closed");
     assert_eq!(publish(&mut second, "site/0/value", "taken over"), Packet::PubAck { id: 7, reason: 0 });
     await_payloads(&site, &["still here", "taken over"]);
+}
+
+#[test]
+fn who_is_refused_is_in_the_log_with_the_reason_and_what_to_do() {
+    let mut site = guarded("");
+    site.start_cloud();
+    site.start_edge();
+    assert_eq!(refusal(&site, &Login::user("sensor-a", Version::V5, "pump", "wrong")), 0x86);
+    assert_eq!(refusal(&site, &Login::anonymous("sensor-b", Version::V311)), 5);
+    // Whatever it calls itself, it writes no lines of ours.
+    assert_eq!(refusal(&site, &Login::anonymous("x\nERROR forged", Version::V5)), 0x87);
+    let mut large = Client::connect(site.mqtt(), &pump("sensor-c", Version::V5)).expect("the password is right");
+    let _ = large.publish("site/0/value", &[0; 300 * 1024], 1, 1, false);
+    let line = |parts: &[&str]| {
+        wait_for(&format!("the log to say {parts:?}"), ANSWER, || {
+            let log = site.edge_log();
+            log.lines().any(|line| line.contains("WARN") && parts.iter().all(|part| line.contains(part))).then_some(())
+        });
+    };
+    line(&["client refused", "127.0.0.1:", "sensor-a", "wrong user name or password", "`weir passwd`"]);
+    line(&["client refused", "127.0.0.1:", "sensor-b", "allow_anonymous"]);
+    line(&["client refused", "x\\nERROR forged"]);
+    line(&["client refused", "127.0.0.1:", "sensor-c", "exceeds the limit of 262144", "mqtt.packet_bytes_max"]);
+    assert!(!site.edge_log().lines().any(|line| line.starts_with("ERROR forged")));
+}
+
+#[test]
+fn one_client_too_many_is_told_so_and_comes_in_when_another_has_gone() {
+    let mut plan = Plan::new("through", MIXED_STREAMS);
+    plan.tables += "[mqtt]\nclients_max = 2\n";
+    let site = Site::started(binaries(), plan);
+    let login = |id: &str, version| Login::anonymous(id, version);
+    let first = Client::connect(site.mqtt(), &login("first", Version::V5)).expect("there is room");
+    let _second = Client::connect(site.mqtt(), &login("second", Version::V5)).expect("there is room");
+    assert_eq!(refusal(&site, &login("third", Version::V5)), 0x97, "quota exceeded");
+    assert_eq!(refusal(&site, &login("third", Version::V311)), 3, "server unavailable");
+    // Who is back before its old connection is known to be dead takes its own place, not another's.
+    let mut again = Client::connect(site.mqtt(), &login("second", Version::V5)).expect("it has a place already");
+    assert_eq!(publish(&mut again, "site/0/value", "0:x"), Packet::PubAck { id: 7, reason: 0 });
+    wait_for("the log to say so", ANSWER, || site.edge_log().contains("mqtt.clients_max").then_some(()));
+    let refused = || site.edge_status()?["ingest"]["connections_refused"].as_u64();
+    wait_for("both to be counted", ANSWER, || (refused()? == 2).then_some(()));
+    drop(first);
+    wait_for("room for the third", ANSWER, || Client::connect(site.mqtt(), &login("third", Version::V5)).ok());
 }
 
 #[test]

@@ -173,3 +173,42 @@ fn a_full_disk_of_the_cloud_stops_its_acknowledgements_and_loses_nothing() {
     verdict.assert_conserved();
     assert_eq!((verdict.stored, verdict.voided), (1_800, 0), "{verdict}");
 }
+
+#[test]
+fn a_cloud_whose_disk_has_no_space_at_all_stops_its_acknowledgements_and_goes_on_when_there_is_some() {
+    let mut site = Site::new(binaries(), Plan::new("through", MIXED_STREAMS));
+    let Some(disk) = SmallDisk::mount(&site.cloud_dir, 16) else {
+        skip("a private mount namespace is not permitted here");
+        return;
+    };
+    site.cloud_prefix = disk.prefix();
+    site.start_cloud();
+    site.start_edge();
+    let mut sensors = [0, 1].map(|client| bulky_sensor(&site, client));
+    sensors.iter_mut().for_each(|sensor| (sensor.count_max, sensor.per_s) = (1_200, 200));
+    let sensors = sensors.map(Sensor::start);
+    wait_for("some records to be stored", LIMIT, || (site.edge_status()?["lanes"][2]["acked"].as_u64()? > 100).then_some(()));
+    disk.fill();
+    let (_, text) =
+        wait_for("the cloud to say that it is full", LIMIT, || site.cloud_health().filter(|(code, _)| *code == 503));
+    assert!(text.contains("full"), "{text}");
+    let reports: Vec<Report> = sensors.into_iter().map(|sensor| sensor.wait(LIMIT)).collect();
+    assert_eq!(reports.iter().map(|report| report.unacked).sum::<usize>(), 0, "all PUBACKs come, from the box's disk");
+    assert!(site.edge_holds().is_some_and(|held| held > 500), "the box holds what the cloud does not take");
+    // Not even a kill in this state loses what was acknowledged.
+    site.kill_cloud();
+    disk.free();
+    site.start_cloud();
+    site.drain();
+    site.stop_edge();
+    site.stop_cloud();
+    let database = site.dir().join("copy.db");
+    for suffix in ["", "-wal"] {
+        let from = disk.outside.join(format!("cloud.db{suffix}"));
+        std::fs::copy(from, site.dir().join(format!("copy.db{suffix}"))).expect("there is room");
+    }
+    let verdict = oracle::examine(&reports, &database, Some(&site.buffer()));
+    println!("{verdict}");
+    verdict.assert_conserved();
+    assert_eq!((verdict.stored, verdict.voided), (2_400, 0), "{verdict}");
+}

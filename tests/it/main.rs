@@ -4,13 +4,16 @@
 mod access;
 mod conservation;
 mod demo;
+mod failover;
 mod full_disk;
+mod link;
 mod oracle;
 mod purity;
 mod readme;
 mod restarts;
 mod start;
 mod thinning;
+mod undecodable;
 mod verdicts;
 mod waiting;
 

@@ -1,6 +1,6 @@
 //! What restarts and absences cost: nothing, or what the design says.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use weir_tests::support::client::Version;
 use weir_tests::support::oracle::{self, Fold};
@@ -238,7 +238,7 @@ fn a_kill_costs_folded_samples_of_the_last_moments_only() {
     await_acks(&sensors, 2_500);
     // Nothing that was acknowledged longer ago than this is lost: a span is 0.2 s here, and a commit at most 1 s.
     let moments = Duration::from_secs(2);
-    let killed = std::time::Instant::now();
+    let killed = Instant::now();
     site.kill_edge();
     site.start_edge();
     await_acks(&sensors, 500);
@@ -370,4 +370,24 @@ fn both_versions_of_the_protocol_see_their_acknowledgements_in_order_while_recor
     // Asserts the order too.
     verdict.assert_conserved();
     assert_eq!(verdict.published, 3_000, "{verdict}");
+}
+
+#[test]
+fn the_time_a_process_is_away_counts_as_service_time_while_the_machine_stays_up() {
+    let mut site = Site::new(binaries(), Plan::new("disk", MIXED_STREAMS));
+    site.cut_link(true);
+    site.start_edge();
+    let report = mixed_sensor(&site, 0, 50).start().wait(ACK_LIMIT);
+    assert_eq!(report.unacked, 0, "it has written something, and when that was");
+    // The status is some 200 ms old at most.
+    let service_us = |site: &Site| Some((site.edge_status()?["service_us"].as_u64()?, Instant::now()));
+    let before = wait_for("a status", ACK_LIMIT, || service_us(&site));
+    site.kill_edge();
+    // Nothing is waited for: this is the time that must not be lost.
+    std::thread::sleep(Duration::from_secs(3));
+    site.start_edge();
+    let after = wait_for("a status", ACK_LIMIT, || service_us(&site));
+    let (counted_us, elapsed) = (after.0 - before.0, after.1 - before.1);
+    let lost_ms = elapsed.as_millis() as i64 - counted_us as i64 / 1_000;
+    assert!((-1_000..1_000).contains(&lost_ms), "{lost_ms} ms of {elapsed:?} were lost");
 }

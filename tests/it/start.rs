@@ -57,6 +57,7 @@ fn a_second_box_on_the_same_data_is_refused_and_the_first_goes_on() {
     let (code, stderr) = run_edge(&site);
     assert_eq!(code, Some(1), "{stderr}");
     assert!(stderr.contains("cannot listen for MQTT on") && stderr.contains("is another broker running there?"), "{stderr}");
+    assert_eq!(stderr.matches("in use").count(), 1, "the cause is said once: {stderr}");
     let config = site.edge_config().replace(&site.mqtt().to_string(), &free_addr().to_string());
     let admin = config.find("[admin]\nhttp = \"").expect("it is there") + "[admin]\nhttp = \"".len();
     let end = admin + config[admin..].find('"').expect("it ends");
@@ -324,6 +325,18 @@ fn a_second_cloud_on_the_same_database_is_refused_with_a_word() {
     command.args(["run", "--config"]).arg(&second);
     let (code, _, stderr) = process::run(command, LIMIT);
     assert_eq!(code, Some(1), "{stderr}");
-    assert!(stderr.contains("cloud.db") && stderr.contains("use"), "{stderr}");
+    assert!(stderr.contains("is in use by another weir-cloud") && stderr.contains("`store.path`"), "{stderr}");
     assert!(site.cloud.as_ref().is_some_and(|cloud: &Process| cloud.get("/healthz").is_some()), "the first goes on");
+}
+
+#[test]
+fn a_certificate_that_is_not_there_is_told_with_what_makes_it_and_one_cause() {
+    let site = through();
+    std::fs::remove_file(site.dir().join("pki/cloud.pem")).expect("it was just made");
+    let mut command = Command::new(binaries().cloud);
+    command.args(["run", "--config"]).arg(site.dir().join("cloud.toml"));
+    let (code, _, stderr) = process::run(command, LIMIT);
+    assert_eq!(code, Some(1), "{stderr}");
+    assert!(stderr.contains("cloud.pem cannot be read") && stderr.contains("`weir pki issue`"), "{stderr}");
+    assert_eq!(stderr.matches("No such file").count(), 1, "{stderr}");
 }

@@ -1,6 +1,7 @@
 //! From recordings over MQTT and a model to verdicts and windows in the cloud's database.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::time::Duration;
 
 use weir_tests::support::oracle;
@@ -84,4 +85,46 @@ fn each_whole_window_gets_one_verdict_and_the_doubtful_ones_are_kept_as_they_wer
     println!("{} verdicts, {kept} windows kept", verdicts.len());
     assert_eq!(kept, doubtful);
     assert!(kept > 0 && kept < verdicts.len(), "both kinds were there: {kept} of {}", verdicts.len());
+}
+
+#[test]
+fn a_model_that_fails_is_said_once_and_its_windows_are_kept_raw() {
+    // The small model with other deviations, so that a value can be beyond what f32 holds once it is standardised.
+    let folder = tempfile::tempdir().expect("there is room for temporary files");
+    let models = Path::new(env!("CARGO_MANIFEST_DIR")).join("../models");
+    std::fs::copy(models.join("watch-small.onnx"), folder.path().join("watch-small.onnx")).expect("it is in the repository");
+    let manifest = std::fs::read_to_string(models.join("watch-small.toml")).expect("it is in the repository");
+    let at = manifest.find("std = [").expect("it standardises");
+    let end = at + manifest[at..].find(']').expect("the list ends");
+    let manifest = format!("{}std = [0.5, 0.5, 0.5, 0.5, 0.5, 0.5{}", &manifest[..at], &manifest[end..]);
+    std::fs::write(folder.path().join("watch.toml"), manifest).expect("there is room");
+    let model = format!(
+        "[[model]]\nname = \"watch\"\nmanifest = \"{}\"\n[infer]\nbackend = \"rten\"\n",
+        folder.path().join("watch.toml").display()
+    );
+    let streams = model + &wrist::stream("wrist", "ack = \"record\"");
+    let mut site = Site::started(binaries(), Plan::new("through", &streams));
+    // Two windows of every three are of a sensor that has lost its mind.
+    let rows = wrist::recording(8);
+    let message = move |n: u32| {
+        let mut message = wrist::message("wrist", 0, &rows, n);
+        if !(n as usize / (WINDOW / MESSAGE)).is_multiple_of(3) {
+            let mut payload: serde_json::Value = serde_json::from_slice(&message.payload).expect("it was just made");
+            payload["s"] = vec![[3.0e38; CHANNELS]; MESSAGE].into();
+            message.payload = payload.to_string().into_bytes();
+        }
+        message
+    };
+    let mut sensor = Sensor::new(site.mqtt(), "wrist-0", message);
+    sensor.count_max = (WINDOWS * WINDOW / MESSAGE) as u32;
+    let report = sensor.start().wait(LIMIT);
+    assert_eq!(report.unacked, 0, "each message's window is safe, whether as a verdict or as it was");
+    site.drain();
+    site.stop_edge();
+    let db = oracle::open(&site.database());
+    let count = |view: &str| oracle::count(&db, &format!("SELECT count(*) FROM {view}"));
+    assert_eq!((count("verdicts"), count("windows")), (WINDOWS as u64 / 3, 2 * WINDOWS as u64 / 3));
+    let log = site.edge_log();
+    let said: Vec<&str> = log.lines().filter(|line| line.contains("model fails")).collect();
+    assert!(said.len() == 1 && said[0].contains("WARN") && said[0].contains("watch"), "{log}");
 }

@@ -48,6 +48,9 @@ fn what_outlives_its_ttl_is_given_up_with_that_reason_and_nothing_is_missing() {
     assert_eq!(report.unacked, 0, "the disk has them");
     let bulk = |site: &Site, key: &str| site.edge_status()?["lanes"].as_array()?.last()?[key].as_u64();
     wait_for("all to expire", LIMIT, || (bulk(&site, "expired")? == 200 && bulk(&site, "records")? == 0).then_some(()));
+    let log = site.edge_log();
+    let said = |line: &&str| line.contains("ERROR") && line.contains("records are being lost") && line.contains("expired");
+    assert_eq!(log.lines().filter(said).count(), 1, "{log}");
     site.start_cloud();
     wait_for("the voids to be told", LIMIT, || (site.edge_status()?["voids"].as_u64()? == 0).then_some(()));
     site.stop_edge();

@@ -5,7 +5,7 @@ use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::time::Duration;
 
-use rustls::pki_types::{CertificateDer, ServerName, pem::PemObject as _};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObject as _};
 use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
 
 /// Time to connect, to shake hands and to be answered; a debug build hashes passwords slowly.
@@ -31,12 +31,14 @@ pub struct Login {
     pub user: Option<(String, String)>,
     /// The authority's certificate (PEM) for TLS; plain TCP without.
     pub tls_ca: Option<String>,
+    /// Certificate and key (PEM) that are shown over TLS.
+    pub certificate: Option<(String, String)>,
 }
 
 impl Login {
     /// Without a user, over plain TCP.
     pub fn anonymous(client_id: &str, version: Version) -> Self {
-        Login { client_id: client_id.to_owned(), version, user: None, tls_ca: None }
+        Login { client_id: client_id.to_owned(), version, user: None, tls_ca: None, certificate: None }
     }
 
     /// With a user.
@@ -130,7 +132,7 @@ impl Client {
             None => Stream::Plain(tcp),
             Some(ca) => {
                 let name = ServerName::from(addr.ip());
-                let tls = ClientConnection::new(tls_config(ca)?, name).map_err(io::Error::other)?;
+                let tls = ClientConnection::new(tls_config(ca, login.certificate.as_ref())?, name).map_err(io::Error::other)?;
                 Stream::Tls(Box::new(StreamOwned::new(tls, tcp)))
             }
         };
@@ -254,7 +256,7 @@ fn put_text(out: &mut Vec<u8>, text: &str) {
     out.extend(text.as_bytes());
 }
 
-fn tls_config(ca_pem: &str) -> io::Result<Arc<ClientConfig>> {
+fn tls_config(ca_pem: &str, certificate: Option<&(String, String)>) -> io::Result<Arc<ClientConfig>> {
     let mut roots = RootCertStore::empty();
     for cert in CertificateDer::pem_slice_iter(ca_pem.as_bytes()) {
         roots.add(cert.map_err(io::Error::other)?).map_err(io::Error::other)?;
@@ -262,5 +264,9 @@ fn tls_config(ca_pem: &str) -> io::Result<Arc<ClientConfig>> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let builder =
         ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().map_err(io::Error::other)?;
-    Ok(Arc::new(builder.with_root_certificates(roots).with_no_client_auth()))
+    let builder = builder.with_root_certificates(roots);
+    let Some((cert, key)) = certificate else { return Ok(Arc::new(builder.with_no_client_auth())) };
+    let chain = CertificateDer::pem_slice_iter(cert.as_bytes()).collect::<Result<_, _>>().map_err(io::Error::other)?;
+    let key = PrivateKeyDer::from_pem_slice(key.as_bytes()).map_err(io::Error::other)?;
+    Ok(Arc::new(builder.with_client_auth_cert(chain, key).map_err(io::Error::other)?))
 }

@@ -1,6 +1,7 @@
 //! What the tests are made of.
 
 pub mod client;
+pub mod netns;
 pub mod oracle;
 pub mod process;
 pub mod publisher;

@@ -43,7 +43,7 @@ pub struct Verdict {
     pub missing: u64,
     /// Acknowledged messages that should be records and are nowhere, given up with a reason or not.
     pub absent: u64,
-    /// Of these, those that voids do not explain.
+    /// Of these, those that voids of their lane do not explain.
     pub lost: Vec<String>,
     /// (gateway, epoch, lane, seq) that are there twice.
     pub doubled: Vec<String>,
@@ -151,25 +151,32 @@ pub fn examine(reports: &[Report], database: &Path, buffer: Option<&Path>) -> Ve
     verdict.alerts = texts(&db, "SELECT kind || ': ' || text FROM alerts");
     verdict.folded_stored = count(&db, "SELECT coalesce(sum(count), 0) FROM aggregates WHERE channel = 0");
     let mut known: HashSet<&[u8]> = HashSet::new();
+    let mut nowhere: BTreeMap<&str, Vec<String>> = BTreeMap::new();
     for report in reports {
         verdict.wrong_acks += report.out_of_order + report.unknown_acks;
         for sent in &report.sent {
             known.insert(&sent.message.payload);
             let places = stored.get(&sent.message.payload).map_or(&[][..], Vec::as_slice);
-            judge(sent, places, buffered.contains(&sent.message.payload), &mut verdict);
+            if let Some(text) = judge(sent, places, buffered.contains(&sent.message.payload), &mut verdict) {
+                nowhere.entry(sent.message.lane).or_default().push(text);
+            }
             check_reason(sent, report.has_reasons, &mut verdict);
         }
     }
     let all = stored.keys().chain(&buffered);
     verdict.unknown = all.filter(|payload| !known.contains(payload.as_slice())).map(|payload| text(payload)).collect();
-    // Voids say how many records were given up, not which messages those were.
-    verdict.absent = verdict.lost.len() as u64;
-    let excused = usize::try_from(verdict.voided).unwrap_or(usize::MAX).min(verdict.lost.len());
-    verdict.lost.drain(..excused);
+    // Voids say how many records of a lane were given up, not which messages those were.
+    for (lane, texts) in nowhere {
+        verdict.absent += texts.len() as u64;
+        let voided = format!("SELECT coalesce(sum(last - first + 1), 0) FROM voids WHERE lane = '{lane}'");
+        let excused = usize::try_from(count(&db, &voided)).unwrap_or(usize::MAX);
+        verdict.lost.extend(texts.into_iter().skip(excused));
+    }
     verdict
 }
 
-fn judge(sent: &Sent, places: &[Place], is_buffered: bool, verdict: &mut Verdict) {
+/// Notes what became of a message; returns its description if it should be somewhere and is nowhere.
+fn judge(sent: &Sent, places: &[Place], is_buffered: bool, verdict: &mut Verdict) -> Option<String> {
     let message = &sent.message;
     let describe = || format!("{} ({}, sent {} times)", text(&message.payload), message.topic, sent.sends);
     let is_acked = sent.acked.is_some();
@@ -191,11 +198,8 @@ fn judge(sent: &Sent, places: &[Place], is_buffered: bool, verdict: &mut Verdict
             verdict.misplaced.push(format!("{} is at {}", describe(), place.words()));
         }
     }
-    match message.fate {
-        Fate::Record if is_acked && places.is_empty() && !is_buffered => verdict.lost.push(describe()),
-        Fate::Folded { .. } => verdict.folded_acked += u64::from(is_acked),
-        _ => {}
-    }
+    verdict.folded_acked += u64::from(is_acked && matches!(message.fate, Fate::Folded { .. }));
+    (message.fate == Fate::Record && is_acked && places.is_empty() && !is_buffered).then(describe)
 }
 
 /// MQTT 3.1.1 knows no reasons; MQTT 5 must give the right one.

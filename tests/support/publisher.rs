@@ -33,6 +33,8 @@ pub struct Sensor {
 pub struct Sent {
     /// The message.
     pub message: Message,
+    /// When it was first sent.
+    pub first: Instant,
     /// How often it was sent.
     pub sends: u32,
     /// When its first PUBACK came, and with which reason.
@@ -241,7 +243,7 @@ impl State {
             self.in_flight.push_back((id, at));
             self.next_id = self.next_id.checked_add(1).unwrap_or(1);
         }
-        self.report.sent.push(Sent { message, sends: 1, acked: None });
+        self.report.sent.push(Sent { message, first: Instant::now(), sends: 1, acked: None });
         self.shared.sent.fetch_add(1, Relaxed);
         outcome
     }

@@ -74,10 +74,14 @@ pub struct Site {
     addrs: Addrs,
     /// Programs and arguments put before the box's.
     pub edge_prefix: Vec<String>,
+    /// Programs and arguments put before the cloud's.
+    pub cloud_prefix: Vec<String>,
     /// Environment of the box.
     pub edge_env: Vec<(String, String)>,
     /// The box's data directory.
     pub data_dir: PathBuf,
+    /// The cloud's, where its database is.
+    pub cloud_dir: PathBuf,
     logs: Logs,
     dir: TempDir,
 }
@@ -97,14 +101,12 @@ impl Site {
     /// If the machine refuses.
     pub fn new(binaries: Binaries, plan: Plan) -> Site {
         let dir = TempDir::with_prefix("weir-site-").expect("there is room for temporary files");
-        let pki_dir = dir.path().join("pki");
-        pki::init(&pki_dir, false).expect("an authority can be made");
-        pki::issue(&pki_dir, &Request::gateway(GATEWAY), false).expect("a box can be certified");
-        pki::issue(&pki_dir, &Request::local_cloud("cloud"), false).expect("a cloud can be certified");
+        certify(dir.path());
         let addrs = Addrs { mqtt: free_addr(), edge_admin: free_addr(), cloud_quic: free_addr(), cloud_admin: free_addr() };
         let link = start_link(&plan, addrs.cloud_quic);
         let logs = Logs(vec![dir.path().join("edge.log"), dir.path().join("cloud.log")]);
-        let data_dir = dir.path().join("data");
+        let (data_dir, cloud_dir) = (dir.path().join("data"), dir.path().join("cloud"));
+        std::fs::create_dir(&cloud_dir).expect("there is room for a folder");
         let site = Site {
             binaries,
             plan,
@@ -113,8 +115,10 @@ impl Site {
             link,
             addrs,
             edge_prefix: Vec::new(),
+            cloud_prefix: Vec::new(),
             edge_env: Vec::new(),
             data_dir,
+            cloud_dir,
             logs,
             dir,
         };
@@ -145,7 +149,7 @@ impl Site {
 
     /// The cloud's database.
     pub fn database(&self) -> PathBuf {
-        self.dir().join("cloud.db")
+        self.cloud_dir.join("cloud.db")
     }
 
     /// The box's buffer.
@@ -165,7 +169,7 @@ impl Site {
 
     /// Takes the link down, or gives it back.
     pub fn cut_link(&self, is_down: bool) {
-        self.link.force_down(is_down);
+        self.link.link().force_down(is_down);
     }
 
     /// Changes what is special, for processes started from now on.
@@ -201,12 +205,13 @@ impl Site {
 
     fn cloud_config(&self) -> String {
         let (quic, admin, dir) = (self.addrs.cloud_quic, self.addrs.cloud_admin, self.dir().display());
-        let store = &self.plan.store;
+        let (store, database) = (&self.plan.store, self.database());
+        let database = database.display();
         format!(
             "[listen]\nquic = \"{quic}\"\n\
              [tls]\ncert = \"{dir}/pki/cloud.pem\"\nkey = \"{dir}/pki/cloud.key\"\nca = \"{dir}/pki/ca.pem\"\n\
              [gateways]\nenrolled = [\"{GATEWAY}\"]\n\
-             [store]\npath = \"{dir}/cloud.db\"\n{store}\n\
+             [store]\npath = \"{database}\"\n{store}\n\
              [admin]\nhttp = \"{admin}\"\n"
         )
     }
@@ -223,7 +228,7 @@ impl Site {
 
     /// Starts the cloud without waiting.
     pub fn launch_cloud(&mut self) {
-        let mut command = Command::new(&self.binaries.cloud);
+        let mut command = command(&self.cloud_prefix, &self.binaries.cloud);
         command.arg("run").arg("--config").arg(self.dir().join("cloud.toml"));
         self.cloud = Some(Process::start(command, &self.logs.0[1], self.addrs.cloud_admin));
     }
@@ -246,10 +251,8 @@ impl Site {
 
     /// The command that runs the box.
     pub fn edge_command(&self) -> Command {
-        let mut words =
-            self.edge_prefix.iter().map(String::as_str).chain([self.binaries.edge.to_str().expect("its path is text")]);
-        let mut command = Command::new(words.next().expect("the binary at least"));
-        command.args(words).arg("run").arg("--config").arg(self.dir().join("edge.toml"));
+        let mut command = command(&self.edge_prefix, &self.binaries.edge);
+        command.arg("run").arg("--config").arg(self.dir().join("edge.toml"));
         command.envs(self.edge_env.iter().map(|(key, value)| (key, value)));
         command
     }
@@ -315,10 +318,7 @@ impl Site {
 
     /// Records that the box says it holds.
     pub fn edge_holds(&self) -> Option<u64> {
-        let status = self.edge_status()?;
-        // A box that has only just begun shows no lanes yet.
-        let lanes = status["lanes"].as_array().filter(|lanes| !lanes.is_empty())?;
-        lanes.iter().map(|lane| lane["records"].as_u64()).sum()
+        records_held(&self.edge_status()?)
     }
 
     /// Waits until the box's uplink is up, or down.
@@ -356,6 +356,29 @@ impl Drop for Site {
             eprintln!("--- health of the box: {edge:?}, of the cloud: {cloud:?}");
         }
     }
+}
+
+/// Makes certificates of the box and a cloud in a folder `pki`.
+pub(super) fn certify(dir: &Path) {
+    let pki_dir = dir.join("pki");
+    pki::init(&pki_dir, false).expect("an authority can be made");
+    pki::issue(&pki_dir, &Request::gateway(GATEWAY), false).expect("a box can be certified");
+    pki::issue(&pki_dir, &Request::local_cloud("cloud"), false).expect("a cloud can be certified");
+}
+
+/// Records that a box holds, by its status.
+pub(super) fn records_held(status: &serde_json::Value) -> Option<u64> {
+    // A box that has only just begun shows no lanes yet.
+    let lanes = status["lanes"].as_array().filter(|lanes| !lanes.is_empty())?;
+    lanes.iter().map(|lane| lane["records"].as_u64()).sum()
+}
+
+/// A binary, with other programs put before it.
+fn command(prefix: &[String], binary: &Path) -> Command {
+    let mut words = prefix.iter().map(String::as_str).chain([binary.to_str().expect("its path is text")]);
+    let mut command = Command::new(words.next().expect("the binary at least"));
+    command.args(words);
+    command
 }
 
 fn start_link(plan: &Plan, target: SocketAddr) -> RelayThread {

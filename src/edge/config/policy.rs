@@ -3,12 +3,13 @@
 use std::sync::Arc;
 
 use weir_infer::Manifest;
+use weir_logic::ids::Class;
 use weir_logic::mqtt::UserIndex;
 use weir_logic::payload::{Decoder, FormatError};
-use weir_logic::policy::{Policy, StreamFidelity, StreamModel, StreamPolicy, UplinkPolicy, UserPolicy};
+use weir_logic::policy::{Meter, Policy, StreamFidelity, StreamModel, StreamPolicy, UplinkPolicy, UserPolicy};
 use weir_logic::window::{AggregateSpec, KeepError, KeepRules, Span, SpecError, WindowConfig, WindowSpec};
 
-use super::{Ack, Config, Stream, value};
+use super::{Ack, Config, Stream, Uplink, value};
 
 /// What streams need to know of a model.
 #[derive(Debug, Clone, PartialEq)]
@@ -90,8 +91,9 @@ impl Config {
             connections_max: self.mqtt.clients_max,
             router: self.mqtt.router_limits(),
             session: self.session.limits(),
-            uplinks: self.uplink.iter().map(|uplink| UplinkPolicy { nominal_bps: value::nominal_bps(uplink.rate) }).collect(),
+            uplinks: self.uplink.iter().map(uplink_policy).collect(),
             price: self.plan.limits(),
+            critical_copies: self.plan.critical_copies,
         })
     }
 
@@ -99,6 +101,22 @@ impl Config {
     pub fn anonymous_user(&self) -> Option<UserIndex> {
         let is_allowed = self.listen.iter().any(|listen| listen.allow_anonymous);
         u16::try_from(self.user.len()).ok().filter(|_| is_allowed).map(UserIndex)
+    }
+}
+
+fn uplink_policy(uplink: &Uplink) -> UplinkPolicy {
+    let shared = |name: &Option<String>| name.as_deref().map(Arc::from);
+    UplinkPolicy {
+        name: uplink.name.as_str().into(),
+        nominal_bps: value::nominal_bps(uplink.rate),
+        stands_in_for: None,
+        meter: uplink
+            .metered
+            .then(|| Meter { money_per_mb: uplink.money_per_mb, month_bytes: uplink.month_bytes.map(|bytes| bytes.get()) }),
+        warm: uplink.warm,
+        classes: Class::ALL.map(|class| uplink.classes.as_ref().is_none_or(|classes| classes.contains(&class))),
+        zone: shared(&uplink.zone),
+        carrier: shared(&uplink.carrier),
     }
 }
 
@@ -152,6 +170,7 @@ pub(super) fn resolve(stream: &Stream, models: &[ModelInfo]) -> Result<StreamPol
         keep,
         model,
         ack_record: stream.ack == Ack::Record,
+        zones: stream.zones.iter().map(|zone| zone.as_str().into()).collect(),
         value,
     })
 }

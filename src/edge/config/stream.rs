@@ -35,6 +35,8 @@ pub struct Stream {
     pub keep: Option<KeepConfig>,
     /// When a message that is folded into something smaller is acknowledged.
     pub ack: Ack,
+    /// Zones that its records may go to; empty for anywhere.
+    pub zones: Vec<String>,
     /// What its raw records are worth, and how they may be thinned; without it they are sent as they came.
     pub value: Option<Value>,
 }
@@ -52,6 +54,7 @@ impl Default for Stream {
             aggregate: None,
             keep: None,
             ack: Ack::Receipt,
+            zones: Vec::new(),
             value: None,
         }
     }

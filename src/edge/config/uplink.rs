@@ -5,13 +5,14 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 use weir_host::quic::{Congestion, Transport};
-use weir_host::units::{BitRate, Duration};
+use weir_host::units::{BitRate, Bytes, Duration};
+use weir_logic::ids::Class;
 use weir_logic::uplink::SessionLimits;
 
 use super::address;
 
 /// `[[uplink]]`
-#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Uplink {
     /// Its name, in logs and metrics.
@@ -29,6 +30,21 @@ pub struct Uplink {
     pub congestion: Congestion,
     /// Rate it is assumed to carry until that is measured.
     pub rate: Option<BitRate>,
+    /// True if its bytes cost money: then it is used only where no free uplink works, or within `month_bytes`, and is
+    /// disconnected while nothing needs it.
+    pub metered: bool,
+    /// What a megabyte costs, in any currency: only relations between uplinks matter.
+    pub money_per_mb: f64,
+    /// Bytes that may be used in a calendar month, both directions; `None` for no limit.
+    pub month_bytes: Option<Bytes>,
+    /// True if it stays connected although it is metered and nothing needs it.
+    pub warm: bool,
+    /// Classes that may use it; `None` for all.
+    pub classes: Option<Vec<Class>>,
+    /// Zone of the ingest node that it leads to.
+    pub zone: Option<String>,
+    /// Carrier or site router that it shares with others.
+    pub carrier: Option<String>,
 }
 
 impl Uplink {

@@ -76,11 +76,13 @@ pub struct PlanConfig {
     pub horizon: Duration,
     /// Part of what the uplink is forecast to carry that is planned with.
     pub fineness: f64,
+    /// Uplinks that each critical record is sent over at the same time.
+    pub critical_copies: u8,
 }
 
 impl Default for PlanConfig {
     fn default() -> Self {
-        PlanConfig { horizon: Duration::from_secs(60), fineness: 1.0 }
+        PlanConfig { horizon: Duration::from_secs(60), fineness: 1.0, critical_copies: 1 }
     }
 }
 

@@ -18,7 +18,7 @@ use weir_logic::store::{CommitRequest, Put, SeqRange};
 const BLOCK: usize = 12 << 10;
 const FRAGMENT: usize = 300;
 const ROUNDS: u64 = 200;
-const TIME: StoreTime = StoreTime { service_us: 1, wall_us: None };
+const TIME: StoreTime = StoreTime { service_us: 1, wall_us: None, boot: None };
 
 fn main() {
     let mut args = std::env::args().skip(1);

@@ -1,24 +1,30 @@
 //! The loop that feeds the gateway and carries out what it wants.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
-use weir_host::clock::Clock;
+use weir_host::clock::{Clock, ClockMark};
 use weir_host::notify::Notify;
 use weir_host::shutdown::Shutdown;
 use weir_infer::{Outcome, RefusedReason, Request, Worker};
+use weir_logic::budget::BudgetLevel;
 use weir_logic::gateway::{Event, Gateway, Input, Output};
 use weir_logic::health::PathStats;
-use weir_logic::ingest::{ConnId, Moment, Verdict};
-use weir_logic::mqtt::AuthRefusal;
+use weir_logic::ids::VoidReason;
+use weir_logic::ingest::{ConnId, Moment, Scored, Verdict};
+use weir_logic::mqtt::{AuthRefusal, Close};
 use weir_logic::uplink::DownReason;
 
 use super::Message;
 use super::auth::Credentials;
 use super::listen::{ClientCommand, ClientHandle, ConnIds, ListenCounters, recycle};
+use super::notices::{Failures, Notices};
 use super::uplink::{UplinkCommand, UplinkEvent};
+use crate::budget;
 use crate::status::{Status, StoreStatus};
 use crate::store::{StoreEvent, StoreInput, StoreTime};
 
@@ -63,6 +69,7 @@ pub(crate) struct DriverParts {
     pub(crate) uplinks: Vec<UplinkHandle>,
     pub(crate) status_tx: watch::Sender<Status>,
     pub(crate) base_status: Status,
+    pub(crate) budget_path: PathBuf,
     pub(crate) notify: Notify,
     pub(crate) listen_counters: Arc<ListenCounters>,
 }
@@ -76,12 +83,18 @@ pub(crate) struct Driver {
     /// Loads and commits that found the store's queue full; it is longer than the gateway ever asks for at once.
     waiting_store: VecDeque<StoreInput>,
     published_us: u64,
+    /// When the months' budgets were last saved, and what was saved.
+    budgets_saved_us: u64,
+    budgets_saved: BTreeMap<String, BudgetLevel>,
     /// When the transaction that is under way was handed to the disk.
     asked_us: Option<u64>,
     /// By model: windows that found its queue full; no more than the gateway has under way.
     waiting_infer: Vec<VecDeque<Request>>,
     /// Clients sent away because too many waited for their password to be checked.
     auth_refused: u64,
+    refusals: Notices,
+    /// By model.
+    model_failures: Vec<Failures>,
     /// By uplink: a failed attempt of the present outage is in the log.
     said_failed: Vec<bool>,
 }
@@ -108,6 +121,7 @@ impl Driver {
     pub(crate) fn new(parts: DriverParts) -> Self {
         Driver {
             waiting_infer: parts.models.iter().map(|_| VecDeque::new()).collect(),
+            model_failures: parts.models.iter().map(|_| Failures::default()).collect(),
             said_failed: vec![false; parts.uplinks.len()],
             parts,
             conns: ConnIds::default(),
@@ -115,7 +129,10 @@ impl Driver {
             store: StoreStatus::default(),
             waiting_store: VecDeque::new(),
             published_us: 0,
+            budgets_saved_us: 0,
+            budgets_saved: BTreeMap::new(),
             auth_refused: 0,
+            refusals: Notices::default(),
             asked_us: None,
         }
     }
@@ -140,9 +157,11 @@ impl Driver {
             }
             self.carry_out();
             self.publish(false);
+            self.save_budgets(false).await;
         }
         self.stop().await;
         self.publish(true);
+        self.save_budgets(true).await;
         self.parts.models
     }
 
@@ -168,7 +187,9 @@ impl Driver {
             Woken::Message(message) => self.message(now, message),
             Woken::Store(event) => self.store_event(now, event),
             Woken::Infer(batch) => self.inferred(now, batch),
-            Woken::Uplink(index, generation, event) if generation == self.parts.uplinks[index].generation => {
+            Woken::Uplink(index, generation, event)
+                if generation == self.parts.uplinks[index].generation || matches!(event, UplinkEvent::Interface { .. }) =>
+            {
                 self.uplink_event(now, index as u8, event);
             }
             Woken::Time => self.parts.gateway.handle(now, Input::Tick),
@@ -179,10 +200,10 @@ impl Driver {
     fn message(&mut self, now: Moment, message: Message) {
         let gateway = &mut self.parts.gateway;
         match message {
-            Message::ClientOpened { listener, certificate, commands_tx, opened_tx } => {
+            Message::ClientOpened { listener, peer, certificate, commands_tx, opened_tx } => {
                 let conn = self.conns.next();
                 if opened_tx.send(conn).is_ok() {
-                    self.clients.insert(conn, ClientHandle { listener, certificate, commands_tx, buffer: None });
+                    self.clients.insert(conn, ClientHandle { listener, peer, certificate, commands_tx, buffer: None });
                     gateway.handle(now, Input::ClientOpened { conn });
                 }
             }
@@ -193,6 +214,12 @@ impl Driver {
                 }
             }
             Message::ClientLost { conn } => gateway.handle(now, Input::ClientLost { conn }),
+            Message::HandshakeFailed { peer, reason } => self.refused(now.service_us, peer, "", &reason),
+            Message::Asked { question, answer_tx } => {
+                let answer = gateway.explain(now.service_us, &question);
+                // Who has not waited does not want to know.
+                let _ = answer_tx.send(answer.map(|answer| serde_json::to_string(&answer).unwrap_or_default()));
+            }
             Message::Authenticated { conn, result } => gateway.handle(now, Input::Authenticated { conn, result }),
         }
     }
@@ -232,7 +259,8 @@ impl Driver {
                 return;
             }
             let now = moment(&self.parts.clock);
-            self.parts.gateway.handle(now, Input::Inferred { job: refused.request.id, verdict: None });
+            let Request { id: job, window } = refused.request;
+            self.parts.gateway.handle(now, Input::Inferred(Scored { job, window, verdict: None }));
         }
     }
 
@@ -240,19 +268,25 @@ impl Driver {
         self.submit(batch.model);
         let DriverParts { models, gateway, .. } = &mut self.parts;
         let manifest = models[batch.model].manifest();
-        for Outcome { id, result, .. } in batch.outcomes {
+        let streak = &mut self.model_failures[batch.model];
+        for Outcome { id: job, window, result } in batch.outcomes {
             let verdict = match result {
                 Ok(answer) => {
+                    if let Some(windows) = streak.worked(now.service_us) {
+                        tracing::info!(model = manifest.name, windows, "model works again; so many windows have no verdict");
+                    }
                     let label =
                         answer.verdict.label.and_then(|index| manifest.output.labels.get(index)).map_or("", String::as_str);
                     Some(Verdict { label: label.into(), score: answer.verdict.score, confidence: answer.verdict.confidence })
                 }
                 Err(err) => {
-                    tracing::debug!(model = manifest.name, %err, "a window could not be scored");
+                    if streak.failed(now.service_us) {
+                        tracing::warn!(model = manifest.name, %err, "model fails; where only its verdicts are kept, windows are kept raw");
+                    }
                     None
                 }
             };
-            gateway.handle(now, Input::Inferred { job: id, verdict });
+            gateway.handle(now, Input::Inferred(Scored { job, window, verdict }));
         }
     }
 
@@ -267,6 +301,7 @@ impl Driver {
                 gateway.handle(now, Input::UplinkPath { uplink, path });
             }
             UplinkEvent::Closed(reason) => gateway.handle(now, Input::UplinkClosed { uplink, reason }),
+            UplinkEvent::Interface { up } => gateway.handle(now, Input::UplinkInterface { uplink, up }),
         }
     }
 
@@ -279,11 +314,7 @@ impl Driver {
                     let buffer = self.clients.get_mut(&conn).and_then(|client| client.buffer.take()).map(recycle);
                     self.tell_client(conn, ClientCommand::Read(buffer));
                 }
-                Output::ClientClose { conn, close } => {
-                    tracing::debug!(conn = conn.0, %close, "client closed");
-                    self.tell_client(conn, ClientCommand::Close);
-                    self.clients.remove(&conn);
-                }
+                Output::ClientClose { conn, client_id, close } => self.close_client(conn, &client_id, close),
                 Output::Authenticate { conn, username, password } => self.authenticate(conn, username, password),
                 Output::Infer(job) => {
                     let model = usize::from(job.model);
@@ -292,7 +323,7 @@ impl Driver {
                 }
                 Output::Commit(request) => {
                     let now = moment(&self.parts.clock);
-                    let time = store_time(now);
+                    let time = store_time(&self.parts.clock, now);
                     self.asked_us = Some(now.service_us);
                     self.ask_store(StoreInput::Commit { request, time });
                 }
@@ -306,6 +337,27 @@ impl Driver {
                 Output::Disconnect { uplink } => self.tell_uplink(uplink, UplinkCommand::Disconnect),
                 Output::Event(event) => self.log(&event),
             }
+        }
+    }
+
+    fn close_client(&mut self, conn: ConnId, client_id: &str, close: Close) {
+        self.tell_client(conn, ClientCommand::Close);
+        let Some(client) = self.clients.remove(&conn) else { return };
+        match close {
+            Close::Refused(_) | Close::Protocol(_) | Close::ConnectTimeout { .. } => {
+                self.refused(self.parts.clock.now_us(), client.peer, client_id, &close.to_string());
+            }
+            Close::ByClient { .. } | Close::Lost | Close::KeepAlive { .. } | Close::ByServer(_) => {
+                tracing::debug!(peer = %client.peer, client_id = %client_id.escape_debug(), reason = %close, "client closed");
+            }
+        }
+    }
+
+    /// Says that a client was turned away, and why. What it called itself is not to be trusted to be harmless.
+    fn refused(&mut self, now_us: u64, peer: SocketAddr, client_id: &str, reason: &str) {
+        if let Some(unsaid) = self.refusals.take(now_us) {
+            let client_id = client_id.escape_debug();
+            tracing::warn!(%peer, %client_id, reason, unsaid, "client refused");
         }
     }
 
@@ -345,8 +397,8 @@ impl Driver {
             Event::UplinkUp { uplink } => {
                 tracing::info!(uplink = self.parts.uplinks[usize::from(*uplink)].name, "uplink is up")
             }
-            Event::UplinkDown { reason: DownReason::Stopped, .. }
-            | Event::AttemptFailed { reason: DownReason::Stopped, .. } => {}
+            Event::UplinkDown { reason: DownReason::Stopped | DownReason::Resting, .. }
+            | Event::AttemptFailed { reason: DownReason::Stopped | DownReason::Resting, .. } => {}
             Event::AttemptFailed { uplink, reason } => {
                 let uplink = usize::from(*uplink);
                 // Said once an outage: the attempts that follow are counted and their reason is in the status.
@@ -363,8 +415,29 @@ impl Driver {
                 let stream = &self.parts.gateway.policy().streams[usize::from(*stream)].name;
                 tracing::info!(stream = &**stream, version, planned, %reason, "plan");
             }
+            Event::Routed { lane, version, uplink, reason, rejected } => {
+                let uplink = uplink.map_or("none", |uplink| &*self.parts.uplinks[usize::from(uplink)].name);
+                tracing::info!(lane = lane.name(), version, uplink, reason, rejected = rejected.join("; "), "route");
+            }
+            Event::UplinkState { uplink, from, to, reason } => {
+                let (uplink, from, to) = (&self.parts.uplinks[usize::from(*uplink)].name, from.name(), to.name());
+                let reason = reason.map(|reason| reason.to_string()).unwrap_or_default();
+                if matches!((from, to), ("green", "yellow") | ("yellow", "green")) {
+                    tracing::debug!(uplink, from, to, "uplink state");
+                } else {
+                    tracing::info!(uplink, from, to, reason, "uplink state");
+                }
+            }
             Event::CommitFailed { error } => tracing::error!(err = %error, "the buffer takes no data; senders are held back"),
             Event::CommitRecovered => tracing::info!("the buffer takes data again"),
+            Event::LossBegan { class, reason, records } => {
+                let (class, reason, remedy) = (class.name(), reason.name(), remedy(*reason));
+                tracing::error!(class, reason, records, remedy, "records are being lost");
+            }
+            Event::LossEnded { class, reason, records, lasted_us } => {
+                let (class, reason, lasted_s) = (class.name(), reason.name(), lasted_us / 1_000_000);
+                tracing::error!(class, reason, records, lasted_s, "records were lost");
+            }
         }
     }
 
@@ -388,6 +461,30 @@ impl Driver {
             let Some(woken) = woken else { break };
             self.take(woken);
             self.carry_out();
+        }
+    }
+
+    /// Saves what was used of metered uplinks, on another thread; at a stop it waits for that.
+    async fn save_budgets(&mut self, at_stop: bool) {
+        let now_us = self.parts.clock.now_us();
+        if !at_stop && now_us < self.budgets_saved_us.saturating_add(budget::SAVE_US) {
+            return;
+        }
+        self.budgets_saved_us = now_us;
+        let named = self.parts.uplinks.iter().zip(self.parts.gateway.budgets());
+        let levels: BTreeMap<_, _> = named.filter_map(|(uplink, of)| Some((uplink.name.clone(), of?.level()))).collect();
+        if levels == self.budgets_saved {
+            return;
+        }
+        self.budgets_saved = levels.clone();
+        let path = self.parts.budget_path.clone();
+        let saved = tokio::task::spawn_blocking(move || {
+            if let Err(err) = budget::save(&path, &levels) {
+                tracing::warn!(path = %path.display(), %err, "what was used of metered uplinks is not saved; it is tried again");
+            }
+        });
+        if at_stop {
+            let _ = saved.await;
         }
     }
 
@@ -430,6 +527,18 @@ pub(crate) fn moment(clock: &Clock) -> Moment {
     Moment { service_us, wall_offset_us: wall.trusted.then(|| wall.unix_us as i64 - service_us as i64) }
 }
 
-fn store_time(now: Moment) -> StoreTime {
-    StoreTime { service_us: now.service_us, wall_us: now.wall_offset_us.map(|offset| now.service_us as i64 + offset) }
+/// What an operator can do about a loss.
+fn remedy(reason: VoidReason) -> &'static str {
+    match reason {
+        VoidReason::Evicted => "the lane is full: raise its cap, lower its streams' fidelity, or bring the uplink back",
+        VoidReason::Expired => {
+            "the uplink was too slow or away for longer than the lane's ttl: raise it, or bring the uplink back"
+        }
+        VoidReason::Corrupt => "the disk gave back other bytes than were written: check it, and see `weir buffer verify`",
+    }
+}
+
+fn store_time(clock: &Clock, now: Moment) -> StoreTime {
+    let ClockMark { service_us, boot } = clock.mark(now.service_us);
+    StoreTime { service_us, wall_us: now.wall_offset_us.map(|offset| service_us as i64 + offset), boot }
 }

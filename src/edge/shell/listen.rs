@@ -87,35 +87,39 @@ async fn greet(listener: Listener, stream: TcpStream, peer: SocketAddr, messages
     }
     let Listener { tls, index, handshakes, counters, .. } = listener;
     let Some(tls) = tls else {
-        return client(stream, index, None, messages_tx, &counters).await;
+        return client(stream, (index, peer), None, messages_tx, &counters).await;
     };
     // A place is for who has begun to speak, so that idle sockets do not keep sensors out.
     let begun = timeout(HANDSHAKE_LIMIT, stream.readable()).await.is_ok_and(|readable| readable.is_ok());
+    let refused = |reason| Message::HandshakeFailed { peer, reason };
     if !begun {
         counters.handshakes_failed.fetch_add(1, Relaxed);
+        let _ = messages_tx.send(refused("nothing came: the listener expects TLS".to_owned())).await;
         return;
     }
     let Ok(Ok(place)) = timeout(HANDSHAKE_LIMIT, handshakes.acquire_owned()).await else {
         counters.handshakes_refused.fetch_add(1, Relaxed);
+        let _ = messages_tx.send(refused(format!("{HANDSHAKES_MAX} TLS handshakes are under way, it may try again"))).await;
         return;
     };
     let shaken = timeout(HANDSHAKE_LIMIT, tls.accept(stream)).await;
     drop(place);
-    match shaken {
+    let reason = match shaken {
         Ok(Ok(stream)) => {
             let certificate = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first()).map(|cert| cert.to_vec());
-            return client(stream, index, certificate, messages_tx, &counters).await;
+            return client(stream, (index, peer), certificate, messages_tx, &counters).await;
         }
-        Ok(Err(err)) => tracing::debug!(%peer, %err, "TLS handshake failed"),
-        Err(_) => tracing::debug!(%peer, "TLS handshake took too long"),
-    }
+        Ok(Err(err)) => format!("TLS handshake failed: {err}"),
+        Err(_) => "TLS handshake took too long".to_owned(),
+    };
     counters.handshakes_failed.fetch_add(1, Relaxed);
+    let _ = messages_tx.send(refused(reason)).await;
 }
 
 /// Serves one client until either side ends it.
 async fn client<S>(
     stream: S,
-    listener: usize,
+    (listener, peer): (usize, SocketAddr),
     certificate: Option<Vec<u8>>,
     messages_tx: mpsc::Sender<Message>,
     counters: &ListenCounters,
@@ -125,7 +129,7 @@ async fn client<S>(
     // Bounded in effect: acknowledgements of what was read, and nothing is read while they are not written.
     let (commands_tx, mut commands_rx) = mpsc::unbounded_channel();
     let (opened_tx, opened_rx) = tokio::sync::oneshot::channel();
-    let opened = Message::ClientOpened { listener, certificate, commands_tx, opened_tx };
+    let opened = Message::ClientOpened { listener, peer, certificate, commands_tx, opened_tx };
     if messages_tx.send(opened).await.is_err() {
         return;
     }
@@ -136,7 +140,7 @@ async fn client<S>(
         tokio::select! {
             biased;
             command = commands_rx.recv() => match command {
-                Some(ClientCommand::Write(bytes)) => match timeout(WRITE_LIMIT, writer.write_all(&bytes)).await {
+                Some(ClientCommand::Write(bytes)) => match timeout(WRITE_LIMIT, write(&mut writer, &bytes)).await {
                     Ok(Ok(())) => {}
                     Ok(Err(_)) => break,
                     Err(_) => {
@@ -162,6 +166,12 @@ async fn client<S>(
         }
     }
     let _ = messages_tx.send(Message::ClientLost { conn }).await;
+}
+
+/// Writes and flushes: TLS keeps what the socket does not take at once, and nobody else would see to it.
+async fn write(writer: &mut (impl AsyncWrite + Unpin), bytes: &[u8]) -> io::Result<()> {
+    writer.write_all(bytes).await?;
+    writer.flush().await
 }
 
 /// Reads once; empty at the end of the stream. Cancel safe: the buffer stays where it is until something was read.
@@ -191,6 +201,7 @@ pub(crate) fn recycle(mut buffer: Vec<u8>) -> Vec<u8> {
 #[derive(Debug)]
 pub(crate) struct ClientHandle {
     pub(crate) listener: usize,
+    pub(crate) peer: SocketAddr,
     pub(crate) certificate: Option<Vec<u8>>,
     pub(crate) commands_tx: mpsc::UnboundedSender<ClientCommand>,
     /// The buffer of the last read, to be given back with the next.
@@ -205,5 +216,34 @@ impl ConnIds {
     pub(crate) fn next(&mut self) -> ConnId {
         self.0 += 1;
         ConnId(self.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{BufStream, duplex};
+
+    use super::*;
+
+    /// A stream that keeps what is written until it is flushed, as TLS does with what its socket would not take.
+    #[test]
+    fn what_is_written_to_a_client_leaves_though_its_stream_would_keep_it() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().expect("a runtime can be made");
+        runtime.block_on(async {
+            let (ours, mut theirs) = duplex(64);
+            let (messages_tx, mut messages_rx) = mpsc::channel(4);
+            let counters = Arc::new(ListenCounters::default());
+            let peer = SocketAddr::from(([127, 0, 0, 1], 1));
+            tokio::spawn(async move { client(BufStream::new(ours), (0, peer), None, messages_tx, &counters).await });
+            let Some(Message::ClientOpened { commands_tx, opened_tx, .. }) = messages_rx.recv().await else {
+                panic!("a client announces itself")
+            };
+            opened_tx.send(ConnId(1)).expect("it waits for its number");
+            commands_tx.send(ClientCommand::Write(vec![0x40, 2, 0, 7])).expect("it waits for commands");
+            let mut puback = [0; 4];
+            let read = timeout(Duration::from_secs(10), theirs.read_exact(&mut puback)).await;
+            assert_eq!(read.expect("it comes").expect("the stream is open"), 4);
+            assert_eq!(puback, [0x40, 2, 0, 7]);
+        });
     }
 }

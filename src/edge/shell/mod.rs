@@ -6,12 +6,17 @@
 
 pub(crate) mod auth;
 mod driver;
+pub(crate) mod interface;
 pub(crate) mod listen;
+mod notices;
 pub(crate) mod uplink;
 
 pub(crate) use driver::{Driver, DriverParts, InferBatch, UplinkHandle, moment};
 
+use std::net::SocketAddr;
+
 use tokio::sync::{mpsc, oneshot};
+use weir_logic::gateway::Question;
 use weir_logic::ingest::ConnId;
 use weir_logic::mqtt::{AuthRefusal, UserIndex};
 
@@ -20,6 +25,7 @@ use weir_logic::mqtt::{AuthRefusal, UserIndex};
 pub(crate) enum Message {
     ClientOpened {
         listener: usize,
+        peer: SocketAddr,
         /// The client's certificate (DER), if it showed one.
         certificate: Option<Vec<u8>>,
         commands_tx: mpsc::UnboundedSender<listen::ClientCommand>,
@@ -32,8 +38,18 @@ pub(crate) enum Message {
     ClientLost {
         conn: ConnId,
     },
+    /// A client was gone before it had a number.
+    HandshakeFailed {
+        peer: SocketAddr,
+        reason: String,
+    },
     Authenticated {
         conn: ConnId,
         result: Result<UserIndex, AuthRefusal>,
+    },
+    /// Somebody asks why, or where; the answer is JSON, or a line for people.
+    Asked {
+        question: Question,
+        answer_tx: oneshot::Sender<Result<String, String>>,
     },
 }

@@ -39,7 +39,7 @@ pub enum InspectError {
         path: PathBuf,
     },
     /// The file system refuses.
-    #[error("buffer {} cannot be read: {source}", path.display())]
+    #[error("buffer {} cannot be read (this user must be allowed to)", path.display())]
     Io {
         /// The file.
         path: PathBuf,

@@ -34,6 +34,7 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use redb::Database;
+use weir_host::clock::{BootTime, ClockMark};
 use weir_logic::ids::{BlockKey, Epoch, Void};
 use weir_logic::store::{CommitRequest, Held, StoreError};
 
@@ -77,6 +78,8 @@ pub struct StoreTime {
     pub service_us: u64,
     /// Unix time in microseconds; `None` while the clock is not trusted.
     pub wall_us: Option<i64>,
+    /// The same moment in this boot of the machine, if that can be told from others.
+    pub boot: Option<BootTime>,
 }
 
 /// What was found at opening.
@@ -88,8 +91,10 @@ pub struct Opened {
     pub damaged: Vec<BlockKey>,
     /// Voids that the cloud has not acknowledged.
     pub voids: Vec<Void>,
-    /// Service time to go on from in microseconds.
+    /// Service time in microseconds behind which no later one may fall.
     pub service_us: u64,
+    /// What an earlier run wrote down last, to go on from.
+    pub mark: ClockMark,
     /// Last trusted Unix time in microseconds: now cannot be earlier.
     pub wall_us: Option<i64>,
     /// The file that was set aside, if one was.
@@ -248,6 +253,7 @@ impl Store {
         store.epochs_unused = unused(&scan);
         let opened = Opened {
             service_us: scan.service_us(),
+            mark: ClockMark { service_us: scan.meta.service_us, boot: scan.meta.boot },
             wall_us: scan.meta.wall_us,
             held: scan.held,
             damaged: scan.damaged,
@@ -429,12 +435,19 @@ impl Store {
     }
 
     fn meta_of(&self, time: StoreTime) -> Meta {
-        Meta { service_us: time.service_us.max(self.meta.service_us), wall_us: time.wall_us.or(self.meta.wall_us) }
+        let wall_us = time.wall_us.or(self.meta.wall_us);
+        // The boot's time belongs to its service time.
+        if time.service_us < self.meta.service_us {
+            return Meta { wall_us, ..self.meta };
+        }
+        Meta { service_us: time.service_us, wall_us, boot: time.boot }
     }
 
     fn is_meta_due(&self, time: StoreTime) -> bool {
         let first_wall = time.wall_us.is_some() && self.meta.wall_us.is_none();
-        first_wall || time.service_us >= self.meta.service_us.saturating_add(META_INTERVAL_US)
+        let boot = |boot: Option<BootTime>| boot.map(|boot| boot.id);
+        let first_of_boot = boot(time.boot) != boot(self.meta.boot) && time.service_us >= self.meta.service_us;
+        first_wall || first_of_boot || time.service_us >= self.meta.service_us.saturating_add(META_INTERVAL_US)
     }
 
     /// The open database; opens it again after an error.

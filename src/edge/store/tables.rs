@@ -6,7 +6,7 @@
 //! fragments  block key -> block                 what a group commit writes between two seals
 //! voids      block key -> last_seq, reason      until the cloud has acknowledged them
 //! epochs     ordinal -> epoch                   order of the runs, since epochs are random numbers
-//! meta       name -> u64                        format, service_us, wall_us
+//! meta       name -> u64                        format, service_us, wall_us, boot_id, boottime_us
 //! ```
 //!
 //! Numbers in values are little-endian; block keys are big-endian, so that they sort.
@@ -14,6 +14,7 @@
 use std::collections::HashMap;
 
 use redb::{ReadTransaction, ReadableDatabase, ReadableTable, Table, TableDefinition, WriteTransaction};
+use weir_host::clock::BootTime;
 use weir_logic::block::{BlockHeader, Fidelity};
 use weir_logic::ids::{BlockKey, Epoch, Void, VoidReason};
 use weir_logic::store::{CommitRequest, Held, Put, SeqRange};
@@ -33,6 +34,8 @@ const INDEX_LEN: usize = 37;
 const META_FORMAT: &str = "format";
 const META_SERVICE: &str = "service_us";
 const META_WALL: &str = "wall_us";
+const META_BOOT: &str = "boot_id";
+const META_BOOTTIME: &str = "boottime_us";
 
 /// Why a file could not be read as a buffer.
 #[derive(Debug, thiserror::Error)]
@@ -50,6 +53,8 @@ pub(super) enum ScanError {
 pub(super) struct Meta {
     pub(super) service_us: u64,
     pub(super) wall_us: Option<i64>,
+    /// When in its boot `service_us` was.
+    pub(super) boot: Option<BootTime>,
 }
 
 /// All that is known without reading sealed blocks.
@@ -124,6 +129,8 @@ fn scan_tables(tx: &ReadTransaction) -> Result<Scan, redb::Error> {
     let meta = tx.open_table(META)?;
     scan.meta.service_us = meta.get(META_SERVICE)?.map_or(0, |value| value.value());
     scan.meta.wall_us = meta.get(META_WALL)?.map(|value| value.value() as i64);
+    let (id, us) = (meta.get(META_BOOT)?, meta.get(META_BOOTTIME)?);
+    scan.meta.boot = id.zip(us).map(|(id, us)| BootTime { id: id.value(), us: us.value() });
     for entry in tx.open_table(EPOCHS)?.iter()? {
         let (ordinal, epoch) = entry?;
         scan.epochs.push((ordinal.value(), Epoch(epoch.value())));
@@ -271,6 +278,14 @@ pub(super) fn put_meta(tx: &WriteTransaction, new: Meta) -> Result<(), redb::Err
     meta.insert(META_SERVICE, new.service_us)?;
     if let Some(wall_us) = new.wall_us {
         meta.insert(META_WALL, wall_us as u64)?;
+    }
+    match new.boot {
+        Some(BootTime { id, us }) => {
+            meta.insert(META_BOOT, id)?;
+            meta.insert(META_BOOTTIME, us)?;
+        }
+        // An older boot's would be taken for this one's.
+        None => drop(meta.remove(META_BOOT)?),
     }
     Ok(())
 }

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use redb::{Builder, StorageBackend};
 use tempfile::TempDir;
 use tokio::sync::mpsc;
+use weir_host::clock::{BootTime, ClockMark};
 use weir_logic::block::{BlockHeader, Codec, NewRecord, RecordKind, Staging};
 use weir_logic::ids::{Class, VoidReason};
 use weir_logic::store::{Put, SeqRange};
@@ -87,7 +88,7 @@ fn deletes(deletes: Vec<SeqRange>) -> CommitRequest {
 }
 
 fn now(service_us: u64) -> StoreTime {
-    StoreTime { service_us, wall_us: None }
+    StoreTime { service_us, ..StoreTime::default() }
 }
 
 fn open_disk(disk: &MemoryDisk) -> (Store, Opened) {
@@ -330,11 +331,13 @@ fn service_time_goes_on_from_the_newest_that_is_known() {
     assert_eq!((opened.service_us, opened.wall_us), (0, None));
     let mut lane = Lane::new(Class::High, 1);
     let first = lane.next_fragment();
-    let minute = StoreTime { service_us: 60_000_000, wall_us: Some(1_700_000_000_000_000) };
+    let boot = Some(BootTime { id: u64::MAX, us: 5 });
+    let minute = StoreTime { service_us: 60_000_000, wall_us: Some(1_700_000_000_000_000), boot };
     store.commit(&puts(vec![first]), minute).expect("committed");
     drop(store);
     let (mut store, opened) = open_disk(&disk);
     assert_eq!((opened.service_us, opened.wall_us), (60_000_000, minute.wall_us));
+    assert_eq!(opened.mark, ClockMark { service_us: 60_000_000, boot });
     // 70,000 records later, one more fragment, born after the time that was written last.
     lane.push(70_000, 0);
     let put = lane.fragment();
@@ -345,8 +348,14 @@ fn service_time_goes_on_from_the_newest_that_is_known() {
     assert_eq!(open_disk(&disk).1.service_us, born_us.header.born_us);
     let (store, _) = open_disk(&disk);
     store.close(now(75_000_000)).expect("closed");
-    let (_, opened) = open_disk(&disk);
+    let (mut store, opened) = open_disk(&disk);
     assert_eq!((opened.service_us, opened.wall_us), (75_000_000, minute.wall_us));
+    assert_eq!(opened.mark, ClockMark { service_us: 75_000_000, boot: None }, "an older boot's time is not this one's");
+    // The first transaction of a boot says so, however soon it comes.
+    let boot = Some(BootTime { id: 7, us: 90 });
+    store.commit(&puts(vec![lane.next_fragment()]), StoreTime { boot, ..now(75_000_001) }).expect("committed");
+    drop(store);
+    assert_eq!(open_disk(&disk).1.mark, ClockMark { service_us: 75_000_001, boot });
 }
 
 #[test]

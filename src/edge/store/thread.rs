@@ -172,8 +172,9 @@ impl Worker {
     }
 
     fn advance(&mut self, time: StoreTime) {
-        self.time =
-            StoreTime { service_us: self.time.service_us.max(time.service_us), wall_us: time.wall_us.or(self.time.wall_us) };
+        let wall_us = time.wall_us.or(self.time.wall_us);
+        let newest = if time.service_us >= self.time.service_us { time } else { self.time };
+        self.time = StoreTime { wall_us, ..newest };
     }
 
     fn answer_commit(&self, ticket: u64, result: Result<CommitStats, StoreError>) {

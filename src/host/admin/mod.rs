@@ -17,6 +17,7 @@ use std::{
         net::{UnixListener, UnixStream},
     },
     path::{Path, PathBuf},
+    pin::Pin,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -66,7 +67,23 @@ pub struct Pages {
     pub status_json: Box<dyn Fn() -> String + Send + Sync>,
     /// `/`, as HTML.
     pub page_html: &'static str,
+    /// Further pages in JSON, which may take a moment.
+    pub json: Vec<JsonPage>,
 }
+
+/// A page in JSON that is asked for with a query.
+pub struct JsonPage {
+    /// Its path, as in `/record.json`.
+    pub path: &'static str,
+    /// Gives the answer to what stands behind the `?`, as it was written. It must not block; its future is given [`ANSWER_TIMEOUT`].
+    pub answer: Box<dyn Fn(&str) -> Answer + Send + Sync>,
+}
+
+/// JSON, or why there is none, as a line for people.
+pub type Answer = Pin<Box<dyn Future<Output = Result<String, String>> + Send>>;
+
+/// How long a [`JsonPage`] may take.
+pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Where to listen; bound by the caller.
 #[derive(Debug, Default)]
@@ -87,7 +104,7 @@ pub enum AdminError {
         addr: SocketAddr,
     },
     /// The address is taken or not ours.
-    #[error("the admin address {addr} cannot be bound")]
+    #[error("the admin address {addr} cannot be bound (is another Weir running? set `admin.http` to a port that is free)")]
     BindHttp {
         /// The address asked for.
         addr: SocketAddr,
@@ -95,7 +112,7 @@ pub enum AdminError {
         source: io::Error,
     },
     /// The socket file cannot be made.
-    #[error("the admin socket {} cannot be made", path.display())]
+    #[error("the admin socket {} cannot be made (its folder must be there and writable for this user: see `admin.unix`)", path.display())]
     BindUnix {
         /// The path asked for.
         path: PathBuf,
@@ -103,7 +120,7 @@ pub enum AdminError {
         source: io::Error,
     },
     /// Another process answers on the socket file.
-    #[error("the admin socket {} is in use by a running process", path.display())]
+    #[error("the admin socket {} is in use by a running process: stop it, or set `admin.unix` to another path", path.display())]
     InUse {
         /// The path asked for.
         path: PathBuf,
@@ -217,11 +234,11 @@ impl Gate {
             self.refused.fetch_add(1, Ordering::Relaxed);
             return;
         };
-        let pages = self.pages.clone();
+        let (pages, refused) = (self.pages.clone(), self.refused.clone());
         tokio::spawn(async move {
             let service = service_fn(|request| {
-                let response = respond(&pages, &request);
-                async move { Ok::<_, Infallible>(response) }
+                let (pages, refused) = (pages.clone(), refused.load(Ordering::Relaxed));
+                async move { Ok::<_, Infallible>(respond(&pages, refused, &request).await) }
             });
             let connection = hyper::server::conn::http1::Builder::new()
                 .timer(TokioTimer::new())
@@ -267,7 +284,7 @@ async fn accept<L, S>(listener: Option<&L>, accept: impl AsyncFnOnce(&L) -> io::
     }
 }
 
-fn respond(pages: &Pages, request: &Request<Incoming>) -> Response<Full<Bytes>> {
+async fn respond(pages: &Pages, refused: u64, request: &Request<Incoming>) -> Response<Full<Bytes>> {
     if !is_own_host(request) {
         return reply(StatusCode::FORBIDDEN, "text/plain", "foreign host name\n");
     }
@@ -281,12 +298,31 @@ fn respond(pages: &Pages, request: &Request<Incoming>) -> Response<Full<Bytes>> 
             let status = if health.is_ok { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
             reply(status, "text/plain; charset=utf-8", health.text + "\n")
         }
-        "/metrics" => reply(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", (pages.metrics)()),
-        "/status.json" => reply(StatusCode::OK, "application/json", (pages.status_json)()),
-        _ => {
-            let known = "not found; here are /, /healthz, /metrics and /status.json\n";
-            reply(StatusCode::NOT_FOUND, "text/plain", known)
+        "/metrics" => {
+            let mut own = MetricsText::new();
+            own.counter(
+                "weir_admin_connections_refused_total",
+                "Admin connections closed because there were too many.",
+                refused,
+            );
+            reply(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", (pages.metrics)() + &own.finish())
         }
+        "/status.json" => reply(StatusCode::OK, "application/json", (pages.status_json)()),
+        path => match pages.json.iter().find(|page| page.path == path) {
+            Some(page) => {
+                let answer = (page.answer)(request.uri().query().unwrap_or_default());
+                match tokio::time::timeout(ANSWER_TIMEOUT, answer).await {
+                    Ok(Ok(json)) => reply(StatusCode::OK, "application/json", json),
+                    Ok(Err(reason)) => reply(StatusCode::NOT_FOUND, "text/plain; charset=utf-8", reason + "\n"),
+                    Err(_) => reply(StatusCode::GATEWAY_TIMEOUT, "text/plain", "no answer in time: it is busy or stuck\n"),
+                }
+            }
+            None => {
+                let more: String = pages.json.iter().map(|page| format!(", {}", page.path)).collect();
+                let known = format!("not found; here are /, /healthz, /metrics, /status.json{more}\n");
+                reply(StatusCode::NOT_FOUND, "text/plain", known)
+            }
+        },
     }
 }
 

@@ -15,6 +15,13 @@ fn pages(is_ok: bool) -> Pages {
         }),
         status_json: Box::new(|| "{\"a\":1}".to_owned()),
         page_html: "<p>page</p>",
+        json: vec![JsonPage {
+            path: "/echo.json",
+            answer: Box::new(|query| {
+                let query = query.to_owned();
+                Box::pin(async move { if query.is_empty() { Err("ask for something".to_owned()) } else { Ok(query) } })
+            }),
+        }],
     }
 }
 
@@ -43,15 +50,18 @@ fn every_page_answers() {
     let (_admin, addr) = start(true);
     for (path, status, end) in [
         ("/healthz", "200 OK", "as it is\n"),
-        ("/metrics", "200 OK", "weir_up 1\n"),
+        ("/metrics", "200 OK", "weir_admin_connections_refused_total 0\n"),
         ("/status.json?x=1", "200 OK", "{\"a\":1}"),
         ("/", "200 OK", "<p>page</p>"),
-        ("/other", "404 Not Found", "/status.json\n"),
+        ("/other", "404 Not Found", "/status.json, /echo.json\n"),
+        ("/echo.json?a=b%20c", "200 OK", "a=b%20c"),
+        ("/echo.json", "404 Not Found", "ask for something\n"),
     ] {
         let answer = get(addr, path);
         assert!(answer.starts_with(&format!("HTTP/1.1 {status}\r\n")), "{path}: {answer}");
         assert!(answer.ends_with(end), "{path}: {answer}");
     }
+    assert!(get(addr, "/metrics").lines().any(|line| line == "weir_up 1"));
 }
 
 #[test]
@@ -95,6 +105,20 @@ fn connections_past_the_limit_are_closed_and_counted() {
     assert_eq!(refused.read(&mut [0; 16]).unwrap_or(0), 0);
     assert_eq!(admin.refused(), 1);
     drop(held);
+    // Their places come back as their ends are noticed.
+    let metrics = (0..200).find_map(|_| {
+        std::thread::sleep(Duration::from_millis(20));
+        let request = "GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
+        let mut stream = TcpStream::connect(addr).unwrap();
+        let mut answer = String::new();
+        let asked = stream.write_all(request.as_bytes()).and_then(|()| stream.read_to_string(&mut answer));
+        asked.is_ok_and(|len| len > 0).then_some(answer)
+    });
+    let metrics = metrics.unwrap();
+    assert!(
+        metrics.lines().any(|line| line == format!("weir_admin_connections_refused_total {}", admin.refused())),
+        "{metrics}"
+    );
 }
 
 #[test]

@@ -154,12 +154,16 @@ async fn a_peer_of_another_protocol_is_refused() {
 
 #[test]
 fn an_address_or_interface_that_is_not_ours_is_named() {
-    let foreign: SocketAddr = "192.0.2.1:0".parse().unwrap();
-    let error = bind(foreign, None).unwrap_err().to_string();
-    assert_eq!(error, "udp address 192.0.2.1:0 cannot be bound");
-    let local: SocketAddr = "127.0.0.1:0".parse().unwrap();
-    let error = bind(local, Some("nope0")).unwrap_err().to_string();
-    assert!(error.starts_with("the interface `nope0` cannot be used: "), "{error}");
+    let foreign = bind("192.0.2.1:0".parse().unwrap(), None).unwrap_err();
+    let interface = bind("127.0.0.1:0".parse().unwrap(), Some("nope0")).unwrap_err();
+    for (error, start) in [
+        (foreign, "udp address 192.0.2.1:0 cannot be bound (it must be"),
+        (interface, "the interface `nope0` cannot be used ("),
+    ] {
+        let (text, cause) = (error.to_string(), std::error::Error::source(&error).unwrap().to_string());
+        assert!(text.starts_with(start), "{text}");
+        assert!(!text.contains(&cause), "the cause is said once: {text}: {cause}");
+    }
 }
 
 #[test]

@@ -1,11 +1,13 @@
 //! The control plane: once a second, and at once when an uplink comes or goes, the plan is made anew.
 
-use super::Gateway;
+use super::{Event, Gateway, Output};
+use crate::explain;
 use crate::health::CloseReason;
 use crate::ids::Class;
-use crate::plan::{View, plan};
+use crate::ingest::Moment;
+use crate::plan::{Plan, View, plan};
 use crate::policy::Policy;
-use crate::price::{Arrivals, Explanation, HORIZONS, Market, Solver, horizon_end_us};
+use crate::price::{Arrivals, Capacity, Explanation, Market, Paid, Solver, horizon_end_us};
 use crate::uplink::DownReason;
 
 /// What the control plane remembers from one plan to the next.
@@ -44,57 +46,134 @@ impl Control {
 
 impl Gateway {
     /// Tells the uplinks' health what was acknowledged, and makes the plan anew when that is due.
-    pub(super) fn steer(&mut self, now_us: u64) {
+    pub(super) fn steer(&mut self, now: Moment) {
+        let now_us = now.service_us;
         for acked in self.lanes.take_acked() {
             if let Some(health) = self.health.get_mut(usize::from(acked.uplink)) {
                 health.acked(now_us, acked.bytes, acked.sent_us);
             }
         }
-        let at_once = std::mem::take(&mut self.control.at_once);
+        let at_once = std::mem::take(&mut self.control.at_once) | self.watch_ways(now_us);
         if now_us < self.control.due_us && !at_once {
             return;
         }
         self.control.due_us = now_us + CONTROL_US;
         let is_waiting = self.lanes.is_waiting();
         let was_limit = std::mem::replace(&mut self.control.was_waiting, is_waiting) && is_waiting;
-        let chosen = self.best_uplink();
         for (index, health) in self.health.iter_mut().enumerate() {
-            // While all are down, what waits waits for each of them.
-            health.tick(now_us, was_limit && chosen.is_none_or(|chosen| usize::from(chosen) == index));
+            // What waits waits for each uplink that may carry it; while all are down, that is each that is allowed.
+            let is_used = self.plan.uplinks.iter().flatten().any(|&uplink| usize::from(uplink) == index);
+            health.tick(now_us, was_limit && is_used);
+        }
+        let wall_us = now.wall_offset_us.map(|offset_us| offset_us.saturating_add_unsigned(now_us));
+        for budget in self.ways.iter_mut().filter_map(|way| way.budget.as_mut()) {
+            budget.clock(wall_us);
+            budget.adjust(now_us, self.control.price.lambda);
         }
         if self.control.has_values {
-            self.reprice(now_us, chosen, at_once);
+            self.reprice(now_us, at_once);
         }
+        self.replan(now_us);
+        self.leave_bad_ways(now_us);
+        self.want_ways(now_us);
     }
 
-    fn reprice(&mut self, now_us: u64, chosen: Option<u8>, at_once: bool) {
+    fn replan(&mut self, now_us: u64) {
+        let uplinks = self.uplink_views(now_us);
+        let view = View { now_us, price: self.control.price, uplinks: &uplinks };
+        let next = plan(&self.policy, &view, Some(&self.plan));
+        let last = std::mem::replace(&mut self.plan, next);
+        self.announce_plan(Some(&last));
+    }
+
+    fn reprice(&mut self, now_us: u64, at_once: bool) {
         let limits = self.policy.price;
+        let pace: Vec<f64> = self.health.iter().map(|health| health.estimate(now_us).capacity_bps / 8.0).collect();
+        let in_use = &self.plan.uplinks[Class::Normal.index()];
+        self.lanes.set_pace(&pace, in_use.iter().copied().filter(|&uplink| self.uplinks[usize::from(uplink)].is_up()));
         let of_class = |class: Class| self.policy.streams.iter().position(|stream| stream.class == class).map(|at| at as u16);
         let waiting = self.lanes.waiting(now_us, self.policy.streams.len(), of_class);
         let (arrived, ratio) = self.lanes.take_arrived();
         self.control.arrivals.count(now_us, &arrived, ratio);
-        let health = chosen.map(usize::from).or(Some(0)).and_then(|index| self.health.get(index));
-        let (forecast_bytes, drain_bytes) = health.map_or(([0.0; HORIZONS], 0.0), |health| {
+        let (free, paid) = (self.forecast(now_us, false), self.forecast(now_us, true));
+        let (values, expected) = (&self.plan.values, self.control.arrivals.rates());
+        let market = Market { values, waiting: &waiting, expected, capacity: free };
+        // What a paid byte must be worth: nobody pays more for a byte than that while the budget allows.
+        let budgets = self.ways.iter().filter_map(|way| way.budget.as_ref());
+        let open = budgets.filter(|budget| budget.allowance().others_bytes > 0);
+        let ceiling = open.filter_map(|budget| budget.price()).min_by(f64::total_cmp);
+        let paid = ceiling.map(|lambda| Paid { lambda, capacity: paid });
+        self.control.price = self.control.solver.solve(now_us, &limits, market, paid, at_once);
+    }
+
+    /// What all uplinks of a kind are forecast to carry.
+    ///
+    /// Two transports over one link carry what the better of them does.
+    fn forecast(&self, now_us: u64, paid: bool) -> Capacity {
+        let limits = self.policy.price;
+        let mut links = vec![Capacity::default(); self.health.len()];
+        for (at, (health, of)) in self.health.iter().zip(&self.policy.uplinks).enumerate() {
+            let link = usize::from(of.stands_in_for.unwrap_or(at as u8));
+            let is_paid = of.meter.is_some();
+            let standby = of.stands_in_for.is_some() && !self.uplinks[at].is_up();
+            if is_paid != paid || standby || (is_paid && self.ways[at].budget.is_none() && !self.uplinks[at].is_up()) {
+                continue;
+            }
             let estimate = health.estimate(now_us);
             let rate = estimate.goodput_bps.max(DRAIN_RATE_PART * estimate.capacity_bps);
-            self.lanes.set_pace(estimate.capacity_bps / 8.0);
-            let forecast = |at| health.capacity_bytes(horizon_end_us(at, limits.horizon_us));
-            (std::array::from_fn(forecast), rate / 8.0 * limits.drain_us as f64 / 1e6)
-        });
-        let (values, expected) = (&self.plan.values, self.control.arrivals.rates());
-        let market = Market { values, waiting: &waiting, expected, forecast_bytes, drain_bytes };
-        self.control.price = self.control.solver.solve(now_us, &limits, market, at_once);
-        let view = View { price: self.control.price };
-        let next = plan(&self.policy, &view, Some(&self.plan));
-        let last = std::mem::replace(&mut self.plan, next);
-        self.announce_plan(Some(&last));
+            let left = self.ways[at].budget.as_ref().map_or(f64::MAX, |budget| budget.allowance().others_bytes as f64);
+            let carries = Capacity {
+                by_horizon: std::array::from_fn(|at| health.capacity_bytes(horizon_end_us(at, limits.horizon_us)).min(left)),
+                drain_bytes: (rate / 8.0 * limits.drain_us as f64 / 1e6).min(left),
+            };
+            links[link] = links[link].or_better(carries);
+        }
+        links.into_iter().fold(Capacity::default(), Capacity::with)
+    }
+
+    /// Says what differs from the plan before.
+    pub(super) fn announce_plan(&mut self, last: Option<&Plan>) {
+        let (version, now_us) = (self.plan.version, self.now_us);
+        for (index, entry) in self.plan.streams.iter().enumerate() {
+            let before = last.and_then(|last| last.streams.get(index));
+            // The numbers of a reason change all the time; what is done does not.
+            if before.is_some_and(|b| {
+                (b.fidelity, b.level, b.lane, b.placement) == (entry.fidelity, entry.level, entry.lane, entry.placement)
+            }) {
+                continue;
+            }
+            let change = explain::stream_change(now_us, &self.policy, &self.plan, index, before);
+            self.changes.push(change);
+            self.outputs.push_back(Output::Event(Event::Planned {
+                stream: index as u16,
+                version,
+                planned: entry.to_string(),
+                reason: entry.reason,
+            }));
+        }
+        for class in Class::ALL {
+            let (route, before) = (&self.plan.routes[class.index()], last.map(|last| &last.routes[class.index()]));
+            let first = route.first();
+            if before.is_some_and(|before| before.first() == first) || (before.is_none() && self.policy.uplinks.len() < 2) {
+                continue;
+            }
+            let change = explain::route_change(now_us, &self.policy, &self.plan, class, before);
+            self.outputs.push_back(Output::Event(Event::Routed {
+                lane: class,
+                version,
+                uplink: first,
+                reason: change.reason.clone(),
+                rejected: change.rejected.clone(),
+            }));
+            self.changes.push(change);
+        }
     }
 }
 
 /// What the end of a session says about its uplink.
 pub(super) fn close_reason(reason: &DownReason, was_up: bool) -> CloseReason {
     match reason {
-        DownReason::Stopped => CloseReason::Local,
+        DownReason::Stopped | DownReason::Resting | DownReason::Blocked => CloseReason::Local,
         DownReason::Protocol(_) => CloseReason::Peer,
         DownReason::Transport(_) | DownReason::Silence { .. } | DownReason::Timeout { .. } if was_up => CloseReason::Lost,
         DownReason::Transport(_) | DownReason::Silence { .. } | DownReason::Timeout { .. } => CloseReason::ConnectFailed,

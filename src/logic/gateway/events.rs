@@ -2,9 +2,9 @@
 
 use bytes::Bytes;
 
-use crate::health::PathStats;
-use crate::ids::BlockKey;
-use crate::ingest::{ConnId, InferJob, Verdict};
+use crate::health::{OpenReason, PathStats, UplinkState};
+use crate::ids::{BlockKey, Class, VoidReason};
+use crate::ingest::{ConnId, InferJob, Scored};
 use crate::lanes::Flow;
 use crate::mqtt::{AuthRefusal, Close, UserIndex};
 use crate::plan::Reason;
@@ -40,13 +40,8 @@ pub enum Input<'a> {
         /// Who it is, or why it is not let in.
         result: Result<UserIndex, AuthRefusal>,
     },
-    /// Answers [`Output::Infer`]; `None` if the model failed.
-    Inferred {
-        /// The job's number.
-        job: u64,
-        /// What the model says.
-        verdict: Option<Verdict>,
-    },
+    /// Answers [`Output::Infer`].
+    Inferred(Scored),
     /// Answers [`Output::Commit`].
     Committed {
         /// The request's ticket.
@@ -101,6 +96,13 @@ pub enum Input<'a> {
         /// Why.
         reason: String,
     },
+    /// The network interface of an uplink came up, or went down or away.
+    UplinkInterface {
+        /// The uplink.
+        uplink: u8,
+        /// True if it came up.
+        up: bool,
+    },
     /// The process is asked to stop.
     Stop,
 }
@@ -124,6 +126,8 @@ pub enum Output {
     ClientClose {
         /// The client.
         conn: ConnId,
+        /// Its client id; empty if it never gave one.
+        client_id: String,
         /// Why.
         close: Close,
     },
@@ -208,6 +212,30 @@ pub enum Event {
         /// Why.
         reason: Reason,
     },
+    /// A lane goes by another uplink than before.
+    Routed {
+        /// The lane.
+        lane: Class,
+        /// The plan's version.
+        version: u64,
+        /// The uplink that it prefers now; `None` if there is none that it may use.
+        uplink: Option<u8>,
+        /// Why, in words.
+        reason: String,
+        /// The others, and why they are not it.
+        rejected: Vec<String>,
+    },
+    /// What is thought of an uplink has changed.
+    UplinkState {
+        /// The uplink.
+        uplink: u8,
+        /// Before.
+        from: UplinkState,
+        /// From now on.
+        to: UplinkState,
+        /// Why its breaker is not closed.
+        reason: Option<OpenReason>,
+    },
     /// The buffer did not take a transaction; it is tried again.
     CommitFailed {
         /// Why.
@@ -215,4 +243,24 @@ pub enum Event {
     },
     /// The buffer takes transactions again.
     CommitRecovered,
+    /// Records are given up, as none were for a while.
+    LossBegan {
+        /// Their lane.
+        class: Class,
+        /// Why.
+        reason: VoidReason,
+        /// How many so far; more may follow.
+        records: u64,
+    },
+    /// No more records are given up for this reason.
+    LossEnded {
+        /// Their lane.
+        class: Class,
+        /// Why.
+        reason: VoidReason,
+        /// How many it were in all since [`Event::LossBegan`].
+        records: u64,
+        /// From the first to the last, in microseconds.
+        lasted_us: u64,
+    },
 }

@@ -13,7 +13,9 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use bytes::Bytes;
 
+use super::Event;
 use crate::block::Codec;
+use crate::ids::{Class, VoidReason};
 use crate::lanes::Durability;
 use client::ClientPlan;
 use rng::Rng;
@@ -128,4 +130,101 @@ fn an_outage_costs_about_one_commit_a_second() {
             assert_eq!(world.voided(), 0);
         }
     }
+}
+
+#[test]
+fn data_that_is_lost_is_told_once_when_it_begins_and_once_when_it_has_ended() {
+    let mut scenario = Scenario::calm(Durability::Disk, sensor(2_000, 50_000));
+    scenario.lanes[2].cap_bytes = 100_000;
+    scenario.limits.block_target_bytes = 4_000;
+    scenario.troubles = vec![(1_000_000, Trouble::LinkDown, 300_000_000)];
+    let mut world = World::new(1, scenario);
+    world.play_until(290_000_000);
+    let losses: Vec<_> =
+        world.told.iter().filter(|event| matches!(event, Event::LossBegan { .. } | Event::LossEnded { .. })).collect();
+    let [
+        Event::LossBegan { class: Class::Normal, reason: VoidReason::Evicted, records: first },
+        Event::LossEnded { class: Class::Normal, reason: VoidReason::Evicted, records: all, .. },
+    ] = losses[..]
+    else {
+        panic!("{losses:?}")
+    };
+    assert!(*first > 0 && first < all, "{first} of {all}");
+    assert_eq!(*all, world.gateway.as_ref().expect("it runs").lanes().counters(Class::Normal).evicted);
+}
+
+#[test]
+fn a_window_that_could_not_be_scored_is_kept_as_it_was() {
+    let mut scenario = Scenario::calm(Durability::Through, ClientPlan { only: Some(5), ..sensor(2_000, 5_000) });
+    scenario.ack_record = true;
+    let mut world = World::new(1, scenario);
+    world.play_until(20_000_000);
+    world.play_out(20_000_000);
+    let fates = world.gateway.as_ref().expect("it runs").ingest().fates(5);
+    assert!(world.failed_windows > 10 && fates.verdicts > 400, "{fates:?}");
+    assert_eq!(fates.windows, world.failed_windows);
+}
+
+/// Two links of which the first is a little better, and a sensor that matters.
+fn two_ways(messages: u64, gap_us: u64) -> World {
+    let sensor = ClientPlan { only: Some(0), ..sensor(messages, gap_us) };
+    World::new(11, Scenario { uplinks: 2, ..Scenario::calm(Durability::Through, sensor) })
+}
+
+/// When the lane of critical records last changed its way, since a time.
+fn routed_since(world: &World, since_us: u64) -> Vec<(u64, Option<u8>)> {
+    let told = world.told.iter().zip(&world.told_us).filter(|(_, at_us)| **at_us >= since_us);
+    let routed = told.filter_map(|(event, &at_us)| match event {
+        Event::Routed { lane: Class::Critical, uplink, .. } => Some((at_us, *uplink)),
+        _ => None,
+    });
+    routed.collect()
+}
+
+#[test]
+fn critical_records_leave_a_silent_link_within_a_second_and_a_half_and_none_is_lost() {
+    let mut world = two_ways(4_000, 10_000);
+    world.play_until(10_000_000);
+    let first = usize::from(routed_since(&world, 0).last().and_then(|(_, uplink)| *uplink).expect("a way"));
+    let (cut_us, other) = (world.now, 1 - first);
+    world.stall(first, 120_000_000);
+    world.play_until(cut_us + 1_500_000);
+    let moved = routed_since(&world, cut_us);
+    assert_eq!(moved.iter().map(|(_, uplink)| *uplink).collect::<Vec<_>>(), [Some(other as u8)], "once: {moved:?}");
+    // The silence detector allows a second or five round trips; a look at it takes no more than a tenth.
+    assert!(moved[0].0 <= cut_us + 1_100_000, "after {} ms", (moved[0].0 - cut_us) / 1_000);
+    assert!(world.tally.sent_us[other] >= moved[0].0);
+    world.play_until(60_000_000);
+    world.play_out(60_000_000);
+    world.judge();
+    assert_eq!((world.tally.pubacks, world.voided()), (4_000, 0));
+}
+
+#[test]
+fn a_link_that_flaps_is_left_once_and_not_gone_back_to() {
+    let mut world = two_ways(9_000, 10_000);
+    world.play_until(10_000_000);
+    let first = usize::from(routed_since(&world, 0).last().and_then(|(_, uplink)| *uplink).expect("a way"));
+    let since_us = world.now;
+    for _ in 0..20 {
+        world.stall(first, 2_000_000);
+        world.play_until(world.now + 4_000_000);
+    }
+    let moved = routed_since(&world, since_us);
+    assert!(moved.len() <= 1, "{moved:?}");
+    world.play_out(120_000_000);
+    world.judge();
+    assert_eq!(world.tally.pubacks, 9_000);
+}
+
+#[test]
+fn when_both_links_are_silent_what_is_held_goes_by_whichever_comes_back() {
+    let mut world = two_ways(3_000, 10_000);
+    world.play_until(5_000_000);
+    world.stall(0, 20_000_000);
+    world.stall(1, 60_000_000);
+    world.play_until(40_000_000);
+    world.play_out(60_000_000);
+    world.judge();
+    assert_eq!((world.tally.pubacks, world.voided()), (3_000, 0));
 }

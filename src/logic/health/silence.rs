@@ -8,7 +8,7 @@
 //!
 //! - Silence counts only while an answer is owed: a ping or data under way. An idle link owes nothing.
 //! - Any word is an answer. What was asked in particular does not matter: it may wait in a queue.
-//! - Until some pauses are known, five round trips are allowed; more are never allowed, and a second always is.
+//! - Until some pauses are known, five round trips are allowed; more are never allowed, and 0.8 s always are.
 //! - Half of that is yellow: the time to ask. What is owed may have arrived while its receipt (the cloud's commit) takes
 //!   its time; a ping sent at yellow is answered before red by a link that lives.
 
@@ -83,7 +83,7 @@ impl SilenceDetector {
         self.owed_us.map_or(0, |owed_us| now_us.saturating_sub(owed_us.max(self.heard_us)))
     }
 
-    /// Silence in microseconds from which there is nobody: between 1 s and the larger of 1 s and five round trips.
+    /// Silence in microseconds from which there is nobody: between 0.8 s and the larger of 0.8 s and five round trips.
     pub fn red_after_us(&self, rtt: Rtt) -> u64 {
         let most_us = rtt.us.saturating_mul(RTTS_ALLOWED).max(SILENCE_US_MIN);
         match self.pause.value_us(self.heard_us) {
@@ -113,8 +113,9 @@ impl SilenceDetector {
     }
 }
 
-/// Shortest silence that means anything: a cell handover takes some 100 ms. The design's figure for a cut.
-const SILENCE_US_MIN: u64 = 1_000_000;
+/// Shortest silence that means anything: a cell handover takes some 100 ms. The design wants a cut noticed within a second, of
+/// which a fifth is for looking at the transport's counters and for carrying out what follows.
+const SILENCE_US_MIN: u64 = 800_000;
 /// The design's other figure: a cut is seen within five round trips.
 const RTTS_ALLOWED: u64 = 5;
 /// From yellow to red is half of it: 1.5 round trips, enough for one ping.
@@ -149,11 +150,11 @@ mod tests {
     fn an_unanswered_word_turns_yellow_then_red() {
         let mut silence = SilenceDetector::new(0);
         silence.owe(1_000);
-        assert_eq!(silence.state(500_999, RTT), Silence::Green);
-        assert_eq!(silence.deadline_us(1_000, RTT), Some(501_000));
-        assert_eq!(silence.state(501_000, RTT), Silence::Yellow);
-        assert_eq!(silence.deadline_us(501_000, RTT), Some(1_001_000));
-        assert_eq!(silence.state(1_001_000, RTT), Silence::Red);
+        assert_eq!(silence.state(400_999, RTT), Silence::Green);
+        assert_eq!(silence.deadline_us(1_000, RTT), Some(401_000));
+        assert_eq!(silence.state(401_000, RTT), Silence::Yellow);
+        assert_eq!(silence.deadline_us(401_000, RTT), Some(801_000));
+        assert_eq!(silence.state(801_000, RTT), Silence::Red);
         silence.heard(2_000_000);
         assert_eq!(silence.state(2_000_000, RTT), Silence::Green);
     }
@@ -167,7 +168,7 @@ mod tests {
             assert_ne!(silence.state(word * 200_000, full), Silence::Red);
             silence.heard(word * 200_000);
         }
-        assert_eq!(silence.red_after_us(full), 1_000_000, "by its pauses, not by five round trips of 5 s");
+        assert_eq!(silence.red_after_us(full), 800_000, "by its pauses, not by five round trips of 5 s");
     }
 
     #[test]
@@ -204,8 +205,8 @@ mod tests {
             prop_assert!(late >= soon, "{soon:?} then {late:?}");
             silence.owe(now_us);
             let red_us = silence.red_after_us(rtt);
-            prop_assert!((1_000_000..=(5 * rtt_us).max(1_000_000)).contains(&red_us), "{red_us}");
-            prop_assert_eq!(silence.state(now_us + (5 * rtt_us).max(1_000_000), rtt), Silence::Red);
+            prop_assert!((800_000..=(5 * rtt_us).max(800_000)).contains(&red_us), "{red_us}");
+            prop_assert_eq!(silence.state(now_us + (5 * rtt_us).max(800_000), rtt), Silence::Red);
             silence.heard(now_us);
             prop_assert_eq!(silence.state(now_us, rtt), Silence::Green);
         }

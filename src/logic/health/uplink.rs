@@ -113,6 +113,7 @@ impl UplinkHealth {
         self.counters.connections += 1;
         self.end_of_connection();
         self.stall.connected();
+        self.goodput.begin_anew();
         self.rtt_min_us = None;
         self.word(now_us);
         self.judge(now_us);
@@ -221,6 +222,11 @@ impl UplinkHealth {
         self.goodput.step(now_us, self.delivered_bytes, wanted && was_limit);
         self.delivered_bytes = 0;
         self.ticked_us = self.ticked_us.max(now_us);
+        self.judge(now_us);
+    }
+
+    /// Judges anew what is known; at [`UplinkHealth::deadline_us`], and whenever the verdict is asked for.
+    pub fn look(&mut self, now_us: u64) {
         self.judge(now_us);
     }
 

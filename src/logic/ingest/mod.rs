@@ -5,6 +5,7 @@
 //! Backpressure needs no queue: a connection is read only when [`Output::Read`] says so, and it says so only
 //! while there is room.
 
+mod counts;
 mod streams;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -17,9 +18,9 @@ use crate::mqtt::{
 };
 use crate::plan::Plan;
 use crate::policy::Policy;
-use crate::window::WindowCounters;
 
-pub use streams::{InferJob, Verdict};
+pub use counts::{EarlyAcks, Fate, FateCounters, IngestCounters, SampleCounts};
+pub use streams::{InferJob, Scored, Verdict};
 
 use streams::Streams;
 
@@ -43,70 +44,6 @@ impl Moment {
     }
 }
 
-/// What a message becomes; the first four are fates of messages, the others count records made of several.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Fate {
-    /// A record of its own.
-    Kept,
-    /// Part of an aggregate or a verdict only.
-    Folded,
-    /// Nothing: the stream's rules keep other messages.
-    Filtered,
-    /// Could not be decoded.
-    Undecodable,
-    /// An aggregate's record.
-    Aggregate,
-    /// A verdict's record.
-    Verdict,
-    /// A raw window's record, kept because of its verdict.
-    Window,
-}
-
-/// Counts of a stream.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct FateCounters {
-    /// Messages that became a record.
-    pub kept: u64,
-    /// Messages folded into something smaller.
-    pub folded: u64,
-    /// Messages that rules let go.
-    pub filtered: u64,
-    /// Messages that did not decode.
-    pub undecodable: u64,
-    /// Aggregates recorded.
-    pub aggregates: u64,
-    /// Verdicts recorded.
-    pub verdicts: u64,
-    /// Raw windows recorded.
-    pub windows: u64,
-}
-
-impl FateCounters {
-    fn add(&mut self, fate: Fate) {
-        let counter = match fate {
-            Fate::Kept => &mut self.kept,
-            Fate::Folded => &mut self.folded,
-            Fate::Filtered => &mut self.filtered,
-            Fate::Undecodable => &mut self.undecodable,
-            Fate::Aggregate => &mut self.aggregates,
-            Fate::Verdict => &mut self.verdicts,
-            Fate::Window => &mut self.windows,
-        };
-        *counter += 1;
-    }
-}
-
-/// What became of a stream's samples on their way into windows and aggregates.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct SampleCounts {
-    /// In windows.
-    pub windows: WindowCounters,
-    /// Samples too late for their aggregate, folded into the open one.
-    pub aggregate_late: u64,
-    /// Times that a device's clock fell back and an older span was opened again.
-    pub aggregate_jumps_back: u64,
-}
-
 /// A message that waits for a record it was folded into.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Waiting {
@@ -116,9 +53,10 @@ struct Waiting {
 }
 
 /// A payload that could not be used.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 struct Rejected {
     reason: &'static str,
+    detail: String,
 }
 
 /// A message kept for inspection because nothing could be made of it.
@@ -128,8 +66,10 @@ pub struct Inspected {
     pub at_us: u64,
     /// Its topic.
     pub topic: String,
-    /// `unmatched` or why it did not decode.
+    /// `unmatched`, `device_refused`, or the word for why it did not decode.
     pub reason: &'static str,
+    /// What exactly was wrong with its payload, and where; empty if it was not read.
+    pub detail: String,
     /// The first bytes of its payload.
     pub payload: Vec<u8>,
 }
@@ -153,6 +93,8 @@ pub enum Output {
     Close {
         /// The client.
         conn: ConnId,
+        /// Its client id; empty if it never gave one.
+        client_id: String,
         /// Why.
         close: Close,
     },
@@ -185,6 +127,8 @@ struct Client {
     wants_read: bool,
     /// It is not read because everything is full.
     held: bool,
+    /// It is one too many: it is heard until its CONNECT, to be told so, or to take the place of its older self.
+    surplus: bool,
 }
 
 /// All MQTT connections and streams.
@@ -194,6 +138,8 @@ pub struct Ingest {
     limits: crate::mqtt::ConnLimits,
     connections_max: usize,
     clients: BTreeMap<ConnId, Client>,
+    /// How many of these are one too many.
+    surplus_count: usize,
     /// Who holds a client id: the connection that was let in with it last.
     client_ids: BTreeMap<String, (UserIndex, ConnId)>,
     router: TopicRouter,
@@ -207,25 +153,8 @@ pub struct Ingest {
     stopping: bool,
 }
 
-/// Counts over all connections since start.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct IngestCounters {
-    /// Connections accepted.
-    pub connections: u64,
-    /// Connections refused because there were too many.
-    pub connections_refused: u64,
-    /// Connections taken over by a newer one of the same client id and user.
-    pub taken_over: u64,
-    /// Messages on topics that no stream wants.
-    pub unmatched: u64,
-    /// Messages on topics that their user may not publish to.
-    pub denied: u64,
-    /// Messages of devices for which there was no room.
-    pub devices_refused: u64,
-    /// Times that reading stopped because memory or the queue of windows was full.
-    pub full: u64,
-}
-
+/// Connections beyond the limit that are heard until their CONNECT; further ones are closed without a word.
+const SURPLUS_COUNT_MAX: usize = 32;
 /// How often connections are looked at for timeouts.
 const TICK_US: u64 = 100_000;
 /// Messages kept for inspection, and bytes of each.
@@ -248,6 +177,7 @@ impl Ingest {
             limits: policy.connections,
             connections_max: policy.connections_max,
             clients: BTreeMap::new(),
+            surplus_count: 0,
             client_ids: BTreeMap::new(),
             router: TopicRouter::new(streams, permissions, policy.router, seed),
             streams: Streams::new(&policy.streams, seed),
@@ -271,17 +201,25 @@ impl Ingest {
         std::mem::take(&mut self.streams.jobs)
     }
 
-    /// A socket was accepted; it is read at once, unless there are too many.
+    /// A socket was accepted; it is read at once, unless there are far too many.
     pub fn opened(&mut self, now_us: u64, conn: ConnId) {
-        if self.clients.len() >= self.connections_max {
+        let surplus = self.is_crowded();
+        if surplus && self.surplus_count >= SURPLUS_COUNT_MAX {
             self.totals.connections_refused += 1;
-            self.outputs.push_back(Output::Close { conn, close: Close::Refused(AuthRefusal::TooManyClients) });
+            let close = Close::Refused(AuthRefusal::TooManyClients);
+            self.outputs.push_back(Output::Close { conn, client_id: String::new(), close });
             return;
         }
-        self.totals.connections += 1;
+        self.surplus_count += usize::from(surplus);
+        self.totals.connections += u64::from(!surplus);
         let connection = Connection::new(self.limits, self.epoch, conn.0, now_us);
-        self.clients.insert(conn, Client { conn: connection, acks: AckQueue::new(), wants_read: false, held: false });
+        self.clients.insert(conn, Client { conn: connection, acks: AckQueue::new(), wants_read: false, held: false, surplus });
         self.outputs.push_back(Output::Read { conn });
+    }
+
+    /// True if there are as many connections as there may be.
+    fn is_crowded(&self) -> bool {
+        self.clients.len() - self.surplus_count >= self.connections_max
     }
 
     /// The socket ended.
@@ -294,13 +232,18 @@ impl Ingest {
 
     /// A read of the socket brought bytes, at most 64 KiB.
     pub fn read(&mut self, now: Moment, plan: &Plan, lanes: &mut Lanes, conn: ConnId, bytes: &[u8]) {
+        let is_crowded = self.is_crowded();
         let Some(client) = self.clients.get_mut(&conn) else { return };
         let user = client.conn.user();
-        let Client { conn: connection, acks, .. } = client;
+        let Client { conn: connection, acks, surplus, .. } = client;
+        let (has_no_place, mut too_many) = (*surplus && is_crowded, false);
+        let client_ids = &self.client_ids;
         let (router, streams, totals, inspected, outputs) =
             (&mut self.router, &mut self.streams, &mut self.totals, &mut self.inspected, &mut self.outputs);
         let next = connection.read(now.service_us, bytes, |event| {
             match event {
+                // Only who takes over an older connection of its own needs no place; nobody else costs us a password check.
+                Event::Connect(request) if has_no_place && !client_ids.contains_key(request.client_id) => too_many = true,
                 Event::Connect(request) => outputs.push_back(Output::Authenticate {
                     conn,
                     username: request.username.map(str::to_owned),
@@ -321,6 +264,9 @@ impl Ingest {
         });
         acks.release(&lanes.safe(), connection);
         self.after(now, plan, lanes, conn, next);
+        if too_many {
+            self.authenticated(now, plan, lanes, conn, Err(AuthRefusal::TooManyClients));
+        }
     }
 
     /// Carries out what a connection wants after a read, a tick or a pause.
@@ -365,6 +311,7 @@ impl Ingest {
     ) {
         let Some(client) = self.clients.get(&conn) else { return };
         let client_id = client.conn.client_id().to_owned();
+        let has_no_place = client.surplus && self.is_crowded();
         let result = result.and_then(|user| match self.client_ids.get(&client_id) {
             Some(&(holder, old)) if self.clients.contains_key(&old) && old != conn => {
                 if holder == user {
@@ -373,8 +320,10 @@ impl Ingest {
                     Err(AuthRefusal::ClientIdTaken)
                 }
             }
+            _ if has_no_place => Err(AuthRefusal::TooManyClients),
             _ => Ok((user, None)),
         });
+        self.totals.connections_refused += u64::from(matches!(result, Err(AuthRefusal::TooManyClients)));
         if let Ok((user, old)) = result {
             if let Some(old) = old {
                 self.totals.taken_over += 1;
@@ -384,6 +333,11 @@ impl Ingest {
                 self.drop_client(now, plan, lanes, old);
             }
             self.client_ids.insert(client_id, (user, conn));
+            if let Some(client) = self.clients.get_mut(&conn).filter(|client| client.surplus) {
+                client.surplus = false;
+                self.surplus_count -= 1;
+                self.totals.connections += 1;
+            }
         }
         if let Some(client) = self.clients.get_mut(&conn) {
             client.conn.authenticated(now.service_us, result.map(|(user, _)| user));
@@ -432,9 +386,9 @@ impl Ingest {
         self.full && !self.lacks_room(lanes)
     }
 
-    /// A window was scored, or could not be (`None`).
-    pub fn inferred(&mut self, now: Moment, plan: &Plan, lanes: &mut Lanes, job: u64, verdict: Option<&Verdict>) {
-        self.streams.inferred(now, plan, lanes, job, verdict);
+    /// A window was scored, or could not be.
+    pub fn inferred(&mut self, now: Moment, plan: &Plan, lanes: &mut Lanes, scored: &Scored) {
+        self.streams.inferred(now, plan, lanes, scored);
         self.resolve();
     }
 
@@ -478,18 +432,19 @@ impl Ingest {
 
     fn drop_client(&mut self, now: Moment, plan: &Plan, lanes: &mut Lanes, conn: ConnId) {
         let Some(mut client) = self.clients.remove(&conn) else { return };
+        self.surplus_count -= usize::from(client.surplus);
         if let (Some(will), Some(user)) = (client.conn.take_will(), client.conn.user()) {
             let (router, streams) = (&mut self.router, &mut self.streams);
             take_in(now, plan, lanes, router, streams, (&mut self.totals, &mut self.inspected), user, &will.publish(), None);
         }
         self.counters.add(&client.conn.take_counters());
-        let client_id = client.conn.client_id();
-        if self.client_ids.get(client_id).is_some_and(|&(_, holder)| holder == conn) {
-            self.client_ids.remove(client_id);
+        let client_id = client.conn.client_id().to_owned();
+        if self.client_ids.get(&client_id).is_some_and(|&(_, holder)| holder == conn) {
+            self.client_ids.remove(&client_id);
         }
         flush(&mut self.outputs, conn, &mut client);
         let close = client.conn.closed().unwrap_or(Close::Lost);
-        self.outputs.push_back(Output::Close { conn, close });
+        self.outputs.push_back(Output::Close { conn, client_id, close });
     }
 
     /// MQTT counts since start.
@@ -507,6 +462,11 @@ impl Ingest {
         self.streams.counters(stream)
     }
 
+    /// Messages of a stream that did not decode, by reason.
+    pub fn undecodable(&self, stream: u16) -> &BTreeMap<&'static str, u64> {
+        self.streams.undecodable(stream)
+    }
+
     /// What became of each stream's samples on their way into windows and aggregates, over all its devices. Looks at every
     /// device: for a status page, not for the path of a message.
     pub fn sample_counts(&self) -> Vec<SampleCounts> {
@@ -516,6 +476,16 @@ impl Ingest {
     /// Verdicts given, and windows that could not be scored, since start.
     pub fn verdicts(&self) -> (u64, u64) {
         (self.streams.verdicts, self.streams.verdict_errors)
+    }
+
+    /// Messages acknowledged before their record, against their stream's wish.
+    pub fn early_acks(&self) -> EarlyAcks {
+        self.streams.early_acks
+    }
+
+    /// Topics forgotten to make room for others; each costs a search when it comes again.
+    pub fn topics_evicted(&self) -> u64 {
+        self.router.topics_evicted()
     }
 
     /// Windows being scored now.
@@ -528,9 +498,9 @@ impl Ingest {
         self.full
     }
 
-    /// Connections now.
+    /// Connections now, without those that are about to be refused.
     pub fn connections_len(&self) -> usize {
-        self.clients.len()
+        self.clients.len() - self.surplus_count
     }
 
     /// The last messages that nothing could be made of, oldest first.
@@ -569,17 +539,17 @@ fn take_in(
     publish: &Publish<'_>,
     waiting: Option<Waiting>,
 ) -> Ack {
-    let (reason, ack) = match router.route(user, publish.topic) {
+    let (reason, detail, ack) = match router.route(user, publish.topic) {
         Route::Stream { stream, device } => {
             let key = router.devices().key(device).unwrap_or_default();
             match streams.message(now, plan, lanes, (stream, device, key), publish.payload, waiting) {
                 Ok(ack) => return ack,
-                Err(Rejected { reason }) => (reason, PubAck::PayloadInvalid),
+                Err(Rejected { reason, detail }) => (reason, detail, PubAck::PayloadInvalid),
             }
         }
         Route::Unmatched => {
             totals.unmatched += 1;
-            ("unmatched", PubAck::NoStream)
+            ("unmatched", String::new(), PubAck::NoStream)
         }
         Route::Denied => {
             totals.denied += 1;
@@ -587,7 +557,7 @@ fn take_in(
         }
         Route::DeviceRefused { .. } => {
             totals.devices_refused += 1;
-            ("device_refused", PubAck::QuotaExceeded)
+            ("device_refused", String::new(), PubAck::QuotaExceeded)
         }
     };
     if inspected.len() == INSPECTED_COUNT_MAX {
@@ -597,6 +567,7 @@ fn take_in(
         at_us: now.service_us,
         topic: publish.topic.to_owned(),
         reason,
+        detail,
         payload: publish.payload[..publish.payload.len().min(INSPECTED_LEN_MAX)].to_vec(),
     });
     Ack::Now(ack)

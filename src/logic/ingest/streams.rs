@@ -1,11 +1,11 @@
 //! From a message to what is kept of it: decode, rules, windows, aggregates, records.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 
 use foldhash::fast::FixedState;
 
-use super::{Fate, FateCounters, Moment, Rejected, SampleCounts, Waiting};
+use super::{EarlyAcks, Fate, FateCounters, Moment, Rejected, SampleCounts, Waiting};
 use crate::block::{NewRecord, RecordKind};
 use crate::ids::Class;
 use crate::lanes::Lanes;
@@ -13,7 +13,7 @@ use crate::mqtt::{Ack, DeviceIndex, PubAck};
 use crate::payload::{Decoder, PayloadFormat, Samples};
 use crate::plan::{Placement, Plan};
 use crate::policy::{StreamFidelity, StreamPolicy};
-use crate::window::{Aggregate, Aggregator, Keep, Keeper, VerdictRecord, Windower, encode_window};
+use crate::window::{Aggregate, Aggregator, Keep, Keeper, VerdictRecord, Window, Windower, encode_window};
 
 /// A window to be scored.
 #[derive(Debug, Clone, PartialEq)]
@@ -24,6 +24,17 @@ pub struct InferJob {
     pub model: u16,
     /// `f32[channels][length]`, as sampled.
     pub window: Vec<f32>,
+}
+
+/// What came of an [`InferJob`].
+#[derive(Debug, Clone, PartialEq)]
+pub struct Scored {
+    /// The job's number.
+    pub job: u64,
+    /// Its window, as it was given: it may be kept.
+    pub window: Vec<f32>,
+    /// What the model says; `None` if it failed.
+    pub verdict: Option<Verdict>,
 }
 
 /// What a model said of a window.
@@ -43,8 +54,9 @@ struct Stream {
     policy: StreamPolicy,
     decoder: Decoder,
     opaque: bool,
-    keeps_windows: bool,
     counters: FateCounters,
+    /// By reason, of which the decoder knows a few.
+    undecodable: BTreeMap<&'static str, u64>,
 }
 
 /// One device of one stream.
@@ -67,8 +79,7 @@ struct Pending {
     start_us: i64,
     end_us: i64,
     service_time: bool,
-    /// Kept if a rule may want it raw: the encoded window.
-    window: Option<Vec<u8>>,
+    channels: usize,
     waiting: Vec<Waiting>,
 }
 
@@ -88,6 +99,7 @@ pub(super) struct Streams {
     pub(super) resolved: Vec<(Waiting, Ack)>,
     pub(super) verdicts: u64,
     pub(super) verdict_errors: u64,
+    pub(super) early_acks: EarlyAcks,
 }
 
 /// Windows under way at which sockets are no longer read.
@@ -109,6 +121,7 @@ impl Streams {
             resolved: Vec::new(),
             verdicts: 0,
             verdict_errors: 0,
+            early_acks: EarlyAcks::default(),
         }
     }
 
@@ -122,6 +135,10 @@ impl Streams {
 
     pub(super) fn counters(&self, stream: u16) -> FateCounters {
         self.streams[usize::from(stream)].counters
+    }
+
+    pub(super) fn undecodable(&self, stream: u16) -> &BTreeMap<&'static str, u64> {
+        &self.streams[usize::from(stream)].undecodable
     }
 
     /// For each stream, in one pass over all devices.
@@ -158,7 +175,9 @@ impl Streams {
         let received_us = now.event_us();
         if let Err(error) = stream.decoder.decode(payload, &mut self.samples) {
             stream.counters.add(Fate::Undecodable);
-            return Err(Rejected { reason: error.reason() });
+            let reason = error.reason();
+            *stream.undecodable.entry(reason).or_default() += 1;
+            return Err(Rejected { reason, detail: error.to_string() });
         }
         let has_values = !stream.opaque;
         let keep = match &stream.policy.keep {
@@ -208,18 +227,13 @@ impl Streams {
             let (jobs, pending, next_job) = (&mut self.jobs, &mut self.pending, &mut self.next_job);
             let completed = &mut completes_window;
             windower.push_message(&self.samples, received_us, &mut self.window, |window| {
-                let encoded = stream.keeps_windows.then(|| {
-                    let mut bytes = Vec::new();
-                    encode_window(&window, &mut bytes);
-                    bytes
-                });
                 pending.push_back(Pending {
                     job: *next_job,
                     source: source_index,
                     start_us: window.start_us,
                     end_us: window.end_us,
                     service_time,
-                    window: encoded,
+                    channels: window.channels,
                     waiting: Vec::new(),
                 });
                 jobs.push(InferJob { job: *next_job, model: model.index, window: window.values.to_vec() });
@@ -227,8 +241,9 @@ impl Streams {
                 *completed = true;
             });
         }
-        let waits =
-            waiting.filter(|_| ack.is_none() && folds && stream.policy.ack_record && source.waiting.len() < WAITING_MAX);
+        let wanted = waiting.filter(|_| ack.is_none() && folds && stream.policy.ack_record);
+        let waits = wanted.filter(|_| source.waiting.len() < WAITING_MAX);
+        self.early_acks.waiting_max += u64::from(wanted.is_some() && waits.is_none());
         source.waiting.extend(waits);
         if completes_window && let Some(last) = self.pending.back_mut() {
             // The window has its job: who is part of it waits for its verdict.
@@ -258,13 +273,15 @@ impl Streams {
     }
 
     /// A window was scored, or could not be.
-    pub(super) fn inferred(&mut self, now: Moment, plan: &Plan, lanes: &mut Lanes, job: u64, verdict: Option<&Verdict>) {
+    pub(super) fn inferred(&mut self, now: Moment, plan: &Plan, lanes: &mut Lanes, scored: &Scored) {
+        let (job, verdict) = (scored.job, scored.verdict.as_ref());
         let Some(at) = self.pending.iter().position(|pending| pending.job == job) else { return };
         let pending = self.pending.remove(at).expect("found above");
         let source = &self.sources[pending.source as usize];
         let stream = &mut self.streams[usize::from(source.stream)];
-        let lane = plan.streams[usize::from(source.stream)].lane;
-        let mut record = NewRecord {
+        let entry = &plan.streams[usize::from(source.stream)];
+        let lane = entry.lane;
+        let record = NewRecord {
             source: pending.source,
             stream: &stream.policy.name,
             device: &source.device,
@@ -274,15 +291,17 @@ impl Streams {
             payload: &[],
         };
         let mut ack = Ack::Now(PubAck::Success);
-        // Without a verdict nobody knows what the window was worth: it is kept.
+        // Without a verdict nobody knows what the window was worth: it is kept, as all is where there is no model at all.
         let keep_window = match (verdict, &stream.policy.keep) {
             (Some(v), Some(rules)) => rules.keep_verdict(v.score, v.confidence, &v.label) != Keep::Fold,
-            (None, _) => true,
+            (None, rules) => rules.is_some() || entry.fidelity == StreamFidelity::Verdict,
             (Some(_), None) => false,
         };
-        if let Some(window) = pending.window.as_deref().filter(|_| keep_window) {
-            record.payload = window;
-            let seq = lanes.push(now.service_us, lane, source.stream, &record);
+        if keep_window {
+            let (start_us, end_us, channels) = (pending.start_us, pending.end_us, pending.channels);
+            self.payload.clear();
+            encode_window(&Window { start_us, end_us, channels, values: &scored.window }, &mut self.payload);
+            let seq = lanes.push(now.service_us, lane, source.stream, &NewRecord { payload: &self.payload, ..record });
             stream.counters.add(Fate::Window);
             ack = Ack::WhenSafe { lane, seq };
         }
@@ -300,7 +319,7 @@ impl Streams {
             }
             .encode(&mut self.payload);
             if encoded.is_ok() {
-                (record.kind, record.payload) = (RecordKind::Verdict, &self.payload);
+                let record = NewRecord { kind: RecordKind::Verdict, payload: &self.payload, ..record };
                 let seq = lanes.push(now.service_us, lane, source.stream, &record);
                 stream.counters.add(Fate::Verdict);
                 self.verdicts += 1;
@@ -322,6 +341,7 @@ impl Streams {
                 // A window may never be completed; an aggregate always closes. At a stop its messages stay without PUBACK,
                 // and are sent again to the next process.
                 let late = source.waiting.iter().take_while(|w| !all && w.since_us + WINDOW_WAIT_US <= now.service_us).count();
+                self.early_acks.window_wait += late as u64;
                 self.resolved.extend(source.waiting.drain(..late).map(|waiting| (waiting, Ack::Now(PubAck::Success))));
             }
             let Some(aggregator) = &mut source.aggregator else { continue };
@@ -360,9 +380,9 @@ impl Stream {
         Stream {
             decoder: Decoder::new(&policy.format).expect("the configuration's check has made this decoder before"),
             opaque: matches!(policy.format, PayloadFormat::Opaque(_)),
-            keeps_windows: policy.keep.is_some(),
             policy: policy.clone(),
             counters: FateCounters::default(),
+            undecodable: BTreeMap::new(),
         }
     }
 }

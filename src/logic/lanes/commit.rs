@@ -218,6 +218,11 @@ impl Lanes {
         matches!(self.commit.state, CommitState::Failed { full: true, .. })
     }
 
+    /// Flash that commits ahead of their interval may write now; filled all day long, used by senders that wait.
+    pub fn early_commit_bytes(&self) -> u64 {
+        self.pacer.early_bytes()
+    }
+
     /// Transactions that failed since start.
     pub fn commit_failures(&self) -> u64 {
         self.commit.failures

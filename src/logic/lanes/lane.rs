@@ -6,7 +6,7 @@ use bytes::Bytes;
 
 use crate::block::{BlockHeader, Staging};
 use crate::ids::Class;
-use crate::lanes::{Durability, LanePolicy};
+use crate::lanes::{Durability, LanePolicy, add_at};
 use crate::ranges::RangeSet;
 
 /// Place of a block in its lane's order of age: the epoch's ordinal, then the sequence number.
@@ -50,6 +50,8 @@ pub(super) enum Send {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct UnderWay {
     pub(super) uplink: u8,
+    /// A second uplink that carries the same.
+    pub(super) also: Option<u8>,
     /// Since when its ack is waited for: its receipt if it was never on disk.
     pub(super) since_us: u64,
     pub(super) sent_us: u64,
@@ -81,8 +83,8 @@ pub(super) struct Lane {
     pub(super) memory_bytes: u64,
     /// Of these, bytes of blocks that are on disk too.
     pub(super) cached_bytes: u64,
-    /// Bytes handed to an uplink and not acknowledged.
-    pub(super) under_way_bytes: u64,
+    /// By uplink: bytes handed to it and not acknowledged.
+    pub(super) under_way: Vec<u64>,
     /// Records in sealed blocks.
     pub(super) records: u64,
     /// Raw bytes in the open end, by stream.
@@ -111,7 +113,7 @@ impl Lane {
             bytes: 0,
             memory_bytes: 0,
             cached_bytes: 0,
-            under_way_bytes: 0,
+            under_way: Vec::new(),
             records: 0,
             staged: Vec::new(),
             ratio: RATIO_AT_FIRST,
@@ -168,7 +170,10 @@ impl Lane {
             }
         }
         if let Send::UnderWay(under_way) = block.send {
-            self.under_way_bytes -= u64::from(under_way.len);
+            self.landed(under_way.uplink, under_way.len);
+            if let Some(also) = under_way.also {
+                self.landed(also, under_way.len);
+            }
         }
         for queue in [&mut self.live, &mut self.backlog, &mut self.to_write] {
             queue.remove(&position);
@@ -211,19 +216,40 @@ impl Lane {
         }
     }
 
-    /// Puts what was under way on `uplink` back into the queues; returns how many blocks.
+    /// Bytes handed to an uplink and not acknowledged.
+    pub(super) fn under_way_bytes(&self, uplink: u8) -> u64 {
+        self.under_way.get(usize::from(uplink)).copied().unwrap_or(0)
+    }
+
+    /// A block was handed to an uplink.
+    pub(super) fn left(&mut self, uplink: u8, len: u32) {
+        add_at(&mut self.under_way, uplink.into(), u64::from(len));
+    }
+
+    fn landed(&mut self, uplink: u8, len: u32) {
+        self.under_way[usize::from(uplink)] -= u64::from(len);
+    }
+
+    /// Puts what was under way on `uplink` and on no other back into the queues; returns how many blocks.
     pub(super) fn requeue(&mut self, uplink: u8) -> usize {
         let mut count = 0;
         for (&position, block) in &mut self.blocks {
-            if let Send::UnderWay(under_way) = block.send
-                && under_way.uplink == uplink
-            {
+            let Send::UnderWay(under_way) = &mut block.send else { continue };
+            if under_way.also == Some(uplink) {
+                under_way.also = None;
+            } else if under_way.uplink != uplink {
+                continue;
+            } else if let Some(also) = under_way.also.take() {
+                under_way.uplink = also;
+            } else {
+                self.under_way[usize::from(uplink)] -= u64::from(under_way.len);
                 block.send = Send::Queued;
-                self.under_way_bytes -= u64::from(under_way.len);
                 count += 1;
                 let queue = if block.bytes.is_some() { &mut self.live } else { &mut self.backlog };
                 queue.insert(position);
+                continue;
             }
+            self.under_way[usize::from(uplink)] -= u64::from(under_way.len);
         }
         count
     }

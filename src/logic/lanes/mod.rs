@@ -13,6 +13,7 @@
 
 mod commit;
 mod lane;
+mod locate;
 mod pacer;
 mod send;
 #[cfg(test)]
@@ -30,6 +31,7 @@ use crate::ids::{BlockKey, Class, Epoch, PerClass, Void, VoidReason};
 use crate::store::{Held, SeqRange};
 use crate::thin::Thinner;
 
+pub use locate::{HeldPlace, Place, Step};
 pub use pacer::COMMIT_OVERHEAD_BYTES;
 pub use send::{Flow, Outgoing};
 pub use worth::Acked;
@@ -57,10 +59,18 @@ pub struct LanePolicy {
     pub durability: Durability,
     /// Most bytes of sealed blocks; beyond it the oldest are evicted.
     pub cap_bytes: u64,
-    /// Oldest age in microseconds of service time; `None` for no limit.
+    /// Age in microseconds of service time from which a record may be given up; a sixteenth later it is. `None` for no limit.
     pub ttl_us: Option<u64>,
     /// Its part of an uplink that all lanes want, relative to the other lanes' parts.
     pub share: u32,
+}
+
+impl LanePolicy {
+    /// Longest time from the first record of a block to its last: a block is given up as a whole, when its last record has
+    /// outlived the TTL. A sixteenth of the TTL makes no more than 17 blocks of records that trickle in.
+    fn span_us_max(&self) -> u64 {
+        self.ttl_us.map_or(u64::MAX, |ttl_us| ttl_us / 16)
+    }
 }
 
 /// Limits over all lanes.
@@ -97,6 +107,8 @@ pub struct LaneCounters {
     pub sent_bytes: u64,
     /// Blocks handed to an uplink again because a session ended before their ack.
     pub repeated_blocks: u64,
+    /// Blocks handed to a second uplink too, because they are critical.
+    pub copied_blocks: u64,
     /// Records written to disk because the cloud's ack was late or memory ran out (`through` and `memory` lanes).
     pub spilled: u64,
 }
@@ -140,8 +152,11 @@ pub struct Lanes {
     pending_deletes: Vec<SeqRange>,
     /// Since when removals or voids have waited for a transaction.
     tidy_since_us: Option<u64>,
-    /// Voids that the cloud has not acknowledged.
+    /// Voids that the cloud has not acknowledged. Between two of one lane lies a block that is held or, up to
+    /// [`VOIDS_COUNT_MAX`] in all, another reason.
     voids: BTreeMap<BlockKey, Void>,
+    /// Voids that were told with the reason of a later one, for want of room.
+    voids_relabelled: u64,
     voids_to_write: Vec<Void>,
     voids_to_forget: Vec<BlockKey>,
     voids_to_send: BTreeSet<BlockKey>,
@@ -170,6 +185,11 @@ const TIDY_WAIT_US: u64 = 5_000_000;
 const TIDY_UNSAFE_US: u64 = 1_000_000;
 /// Removals are not let grow beyond this.
 const DELETES_COUNT_MAX: usize = 1_024;
+/// Voids beyond which neighbours become one whatever their reasons: 200 KiB of memory.
+const VOIDS_COUNT_MAX: usize = 4_096;
+/// Older runs of which something may be held; the oldest are given up when the buffer is opened. A Hello names them all, in
+/// about ten bytes each, and must stay below the limit of a message.
+const HELD_EPOCHS_MAX: usize = 32_768;
 /// How long to wait before a failed transaction is tried again.
 const RETRY_US: u64 = 1_000_000;
 /// Late acks make no more than a transaction in this time.
@@ -177,9 +197,9 @@ const SPILL_INTERVAL_US: u64 = 1_000_000;
 /// How often caps and ages are checked; caps also whenever a block is sealed.
 const CHECK_US: u64 = 1_000_000;
 
-/// Adds to a list by stream, which grows as streams appear.
-fn add_at<T: Copy + Default + std::ops::AddAssign>(list: &mut Vec<T>, stream: u16, more: T) {
-    let at = usize::from(stream);
+/// Adds to a list by stream or uplink, which grows as they appear.
+fn add_at<T: Copy + Default + std::ops::AddAssign>(list: &mut Vec<T>, at: u16, more: T) {
+    let at = usize::from(at);
     if at >= list.len() {
         list.resize(at + 1, T::default());
     }
@@ -239,6 +259,7 @@ impl Lanes {
             pending_deletes: Vec::new(),
             tidy_since_us: None,
             voids: voids.iter().map(|void| (void.key, *void)).collect(),
+            voids_relabelled: 0,
             voids_to_write: Vec::new(),
             voids_to_forget: Vec::new(),
             voids_to_send: voids.iter().map(|void| void.key).collect(),
@@ -249,6 +270,7 @@ impl Lanes {
             checked_us: now_us,
         };
         lanes.void_damaged(now_us, damaged);
+        lanes.give_up_oldest_epochs(now_us);
         lanes
     }
 
@@ -282,7 +304,9 @@ impl Lanes {
 
     /// Appends a record of a stream to the lane of its class and returns its sequence number.
     pub fn push(&mut self, now_us: u64, class: Class, stream: u16, record: &NewRecord<'_>) -> u64 {
-        if self.lanes[class.index()].staging.is_full_for(record.payload.len(), self.block_bytes) {
+        let Lane { staging, policy, .. } = &self.lanes[class.index()];
+        let spans_us = staging.born_us().map_or(0, |born_us| record.at_us.saturating_sub(born_us));
+        if staging.is_full_for(record.payload.len(), self.block_bytes) || spans_us > policy.span_us_max() {
             self.seal(now_us, class);
         }
         let lane = &mut self.lanes[class.index()];
@@ -365,8 +389,8 @@ impl Lanes {
         check.min(commit)
     }
 
-    /// The cloud has these durably, or has noted their void.
-    pub fn ack(&mut self, now_us: u64, class: Class, epoch: Epoch, range: RangeInclusive<u64>) {
+    /// The cloud said over uplink `via` that it has these durably, or has noted their void.
+    pub fn ack(&mut self, now_us: u64, via: u8, class: Class, epoch: Epoch, range: RangeInclusive<u64>) {
         let Some(order) = self.epochs.iter().position(|&e| e == epoch).map(|order| order as u32) else { return };
         let (first, last) = (*range.start(), *range.end());
         let lane = &mut self.lanes[class.index()];
@@ -386,8 +410,9 @@ impl Lanes {
         for position in done {
             let block = self.lanes[class.index()].remove(position).expect("found above");
             let mut thinned = 0;
-            if let Send::UnderWay(UnderWay { uplink, since_us, sent_us, len, thinned: left_out }) = block.send {
+            if let Send::UnderWay(UnderWay { uplink, also, since_us, sent_us, len, thinned: left_out }) = block.send {
                 thinned = left_out;
+                let uplink = also.filter(|&also| also == via).unwrap_or(uplink);
                 self.acked.push(Acked { uplink, bytes: len.into(), sent_us });
                 if self.lanes[class.index()].policy.durability == Durability::Through {
                     self.ack_times.record(now_us.saturating_sub(since_us));
@@ -422,7 +447,7 @@ impl Lanes {
             records: lane.records + staged,
             bytes: lane.bytes,
             memory_bytes: lane.memory_len(),
-            under_way_bytes: lane.under_way_bytes,
+            under_way_bytes: lane.under_way.iter().sum(),
             oldest_us: lane.blocks.first_key_value().map(|(_, b)| b.header.born_us).or(lane.staging.born_us()),
             blocks: lane.blocks.len() as u64,
         }

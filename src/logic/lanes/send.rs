@@ -1,9 +1,14 @@
-//! Which block goes next: critical first, then by share, live before backlog.
+//! Which block goes next, and by which uplink: critical first, then by share, live before backlog.
 //!
 //! What is handed to an uplink can neither be overtaken nor thinned, so it is handed over late: while fewer than
 //! [`UNWRITTEN_BYTES_MAX`] wait in the shell for QUIC to take them. Among the streams that want to send, the one that had least
 //! for its share goes next. There is no limit per stream: with one, every stream would always have something in the shell,
 //! and QUIC, which serves streams in turns, would give all of them the same.
+//!
+//! A lane's uplinks are listed in the plan, best first. A block goes by the first that is up and has room: while that one keeps
+//! up nothing goes by the next, and what it cannot take flows over.
+
+use std::collections::VecDeque;
 
 use bytes::Bytes;
 
@@ -18,8 +23,10 @@ pub type Flow = LaneStream;
 /// What the shell is to do to move data to the cloud.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Outgoing {
-    /// Write this block on this stream.
+    /// Write this block on this stream of this uplink.
     Send {
+        /// The uplink.
+        uplink: u8,
         /// The stream.
         flow: Flow,
         /// The block's key.
@@ -51,11 +58,10 @@ const FLOWS: usize = 8;
 /// Bytes and turns of the streams.
 #[derive(Debug, Default)]
 pub(super) struct Schedule {
-    /// The uplink that was handed the last block; `unwritten` is of it.
-    uplink: u8,
-    unwritten: [u64; FLOWS],
-    /// See [`Lanes::set_pace`]; [`UNWRITTEN_BYTES_MAX`] if it was not called.
-    unwritten_max: Option<u64>,
+    /// By uplink and stream: bytes that the shell holds for the transport to take.
+    unwritten: Vec<[u64; FLOWS]>,
+    /// By uplink: bytes that the shell may hold of all but critical; [`UNWRITTEN_BYTES_MAX`] for those of which nothing was said.
+    unwritten_max: Vec<u64>,
     /// Bytes sent for their share, scaled; the lowest goes next.
     turns: [u64; FLOWS],
     clock: u64,
@@ -64,6 +70,10 @@ pub(super) struct Schedule {
     loading: PerClass<bool>,
     /// No load before this, because the last one failed.
     load_after_us: PerClass<u64>,
+    /// An uplink over which the next block goes too, to see whether it comes through.
+    trial: Option<u8>,
+    /// What a second uplink is to carry too.
+    copies: VecDeque<(u8, Flow, BlockKey, Bytes)>,
 }
 
 impl Schedule {
@@ -83,14 +93,15 @@ impl Schedule {
         self.load_after_us[class.index()] = retry_us;
     }
 
-    /// Bytes that the shell may hold, of all but critical.
-    pub(super) fn set_unwritten_max(&mut self, bytes: u64) {
-        self.unwritten_max = Some(bytes.clamp(UNWRITTEN_BYTES_MIN, UNWRITTEN_BYTES_MAX));
+    /// By uplink: bytes that the shell may hold, of all but critical.
+    pub(super) fn set_unwritten_max(&mut self, bytes: impl Iterator<Item = u64>) {
+        self.unwritten_max.clear();
+        self.unwritten_max.extend(bytes.map(|bytes| bytes.clamp(UNWRITTEN_BYTES_MIN, UNWRITTEN_BYTES_MAX)));
     }
 
-    /// Bytes that the shell holds for the transport to take.
+    /// Bytes that the shell holds for the transports to take.
     pub(super) fn unwritten_bytes(&self) -> u64 {
-        self.unwritten.iter().sum()
+        self.unwritten.iter().flatten().sum()
     }
 
     /// Key of the block that was read from disk and waits for its stream.
@@ -98,11 +109,13 @@ impl Schedule {
         self.ready[class.index()].as_ref().map(|&(key, _)| key)
     }
 
-    fn has_room(&self, flow: Flow) -> bool {
+    fn has_room(&self, uplink: u8, flow: Flow) -> bool {
+        let Some(unwritten) = self.unwritten.get(usize::from(uplink)) else { return true };
         if flow.lane == Class::Critical {
-            return self.unwritten[index(flow)] < UNWRITTEN_CRITICAL_BYTES_MAX;
+            return unwritten[index(flow)] < UNWRITTEN_CRITICAL_BYTES_MAX;
         }
-        self.unwritten[2..].iter().sum::<u64>() < self.unwritten_max.unwrap_or(UNWRITTEN_BYTES_MAX)
+        let most = self.unwritten_max.get(usize::from(uplink)).copied().unwrap_or(UNWRITTEN_BYTES_MAX);
+        unwritten[2..].iter().sum::<u64>() < most
     }
 
     fn take_turn(&mut self, flow: Flow, len: u64, share: u32) {
@@ -111,12 +124,23 @@ impl Schedule {
         // A stream that had nothing to send saved nothing up.
         self.clock = self.clock.max(*turn);
         *turn = self.clock + (len << 10) / share;
-        self.unwritten[index(flow)] += len;
+    }
+
+    fn hand_over(&mut self, uplink: u8, flow: Flow, len: u64) {
+        let at = usize::from(uplink);
+        if at >= self.unwritten.len() {
+            self.unwritten.resize(at + 1, [0; FLOWS]);
+        }
+        self.unwritten[at][index(flow)] += len;
     }
 }
 
 fn index(flow: Flow) -> usize {
     flow.lane.index() * 2 + usize::from(flow.backlog)
+}
+
+fn flows() -> impl Iterator<Item = Flow> {
+    Class::ALL.into_iter().flat_map(|lane| [Flow { lane, backlog: false }, Flow { lane, backlog: true }])
 }
 
 /// Recent times from the receipt of a record of a `through` lane to its durable ack; of what was read from disk, from its sending.
@@ -170,93 +194,96 @@ impl Lanes {
 
     /// The session on this uplink ended: what it had not acknowledged is queued again.
     pub fn session_lost(&mut self, uplink: u8) {
-        for lane in &mut self.lanes {
+        self.move_away(uplink, [true; 4]);
+        if let Some(unwritten) = self.schedule.unwritten.get_mut(usize::from(uplink)) {
+            *unwritten = [0; FLOWS];
+        }
+        self.schedule.copies.retain(|&(to, ..)| to != uplink);
+        self.voids_to_send = self.voids.keys().copied().collect();
+    }
+
+    /// What this uplink has not acknowledged of these classes is queued again, for another one; should it arrive all the same,
+    /// the cloud knows it by its numbers.
+    pub fn move_away(&mut self, uplink: u8, classes: PerClass<bool>) {
+        for lane in self.lanes.iter_mut().filter(|lane| classes[lane.class.index()]) {
             let count = lane.requeue(uplink);
             self.counters[lane.class.index()].repeated_blocks += count as u64;
         }
-        if self.schedule.uplink == uplink {
-            self.schedule.unwritten = [0; FLOWS];
-        }
-        self.voids_to_send = self.voids.keys().copied().collect();
     }
 
     /// The transport of this uplink took `len` bytes of blocks on this stream.
     pub fn written(&mut self, uplink: u8, flow: Flow, len: u64) {
-        if self.schedule.uplink != uplink {
-            return;
+        if let Some(unwritten) = self.schedule.unwritten.get_mut(usize::from(uplink)) {
+            let unwritten = &mut unwritten[index(flow)];
+            *unwritten = unwritten.saturating_sub(len);
         }
-        let unwritten = &mut self.schedule.unwritten[index(flow)];
-        *unwritten = unwritten.saturating_sub(len);
     }
 
-    /// The next thing to send on `uplink` or to load for it, if there is any and there is room for it.
+    /// The next thing to send or to load, if there is any and there is room for it.
     ///
-    /// `credits` are the bytes per class that may be under way.
-    /// What `plan` has no price for is sent as it is; what it holds only if nothing else wants to be sent.
-    pub fn outgoing(&mut self, now_us: u64, uplink: u8, credits: &PerClass<u64>, plan: &Plan) -> Option<Outgoing> {
-        if self.schedule.uplink != uplink {
-            (self.schedule.uplink, self.schedule.unwritten) = (uplink, [0; FLOWS]);
-        }
+    /// `ways` are the uplinks: `None` for one that is down, otherwise the bytes per class that it may have under way. Each
+    /// lane takes the first uplink of its list in `plan` that is up and has room. What `plan` has no price for is sent as it
+    /// is; what it holds only if nothing else wants to be sent.
+    pub fn outgoing(&mut self, now_us: u64, ways: &[Option<PerClass<u64>>], plan: &Plan) -> Option<Outgoing> {
         loop {
-            let flow = self.choose(now_us, credits, plan)?;
-            if let Some(outgoing) = self.serve(now_us, uplink, flow, plan) {
+            if let Some((uplink, flow, key, block)) = self.schedule.copies.pop_front() {
+                return Some(Outgoing::Send { uplink, flow, key, block });
+            }
+            let (uplink, flow) = self.choose(now_us, ways, plan)?;
+            if let Some(outgoing) = self.serve(now_us, uplink, flow, ways, plan) {
                 return Some(outgoing);
             }
             // What was chosen had been acknowledged or given up meanwhile and is gone now: choose again.
         }
     }
 
-    fn choose(&mut self, now_us: u64, credits: &PerClass<u64>, plan: &Plan) -> Option<Flow> {
+    fn choose(&mut self, now_us: u64, ways: &[Option<PerClass<u64>>], plan: &Plan) -> Option<(u8, Flow)> {
         for backlog in [false, true] {
             let flow = Flow { lane: Class::Critical, backlog };
-            if self.wants(now_us, flow, credits) {
-                return Some(flow);
+            if let Some(uplink) = self.wants(now_us, flow, ways, plan) {
+                return Some((uplink, flow));
             }
         }
         if plan.weighs {
-            return self.choose_by_worth(now_us, credits, plan);
+            return self.choose_by_worth(now_us, ways, plan);
         }
-        let mut best: Option<Flow> = None;
-        for flow in Class::ALL[1..].iter().flat_map(|&lane| [Flow { lane, backlog: false }, Flow { lane, backlog: true }]) {
-            let earlier = best.is_none_or(|b| self.schedule.turns[index(flow)] < self.schedule.turns[index(b)]);
-            if earlier && self.wants(now_us, flow, credits) {
-                best = Some(flow);
+        let mut best: Option<(u8, Flow)> = None;
+        for flow in flows().skip(2) {
+            let earlier = best.is_none_or(|(_, b)| self.schedule.turns[index(flow)] < self.schedule.turns[index(b)]);
+            if earlier && let Some(uplink) = self.wants(now_us, flow, ways, plan) {
+                best = Some((uplink, flow));
             }
         }
         best
     }
 
     /// What is worth most for its bytes and its deadline goes first, and what is held goes last.
-    fn choose_by_worth(&mut self, now_us: u64, credits: &PerClass<u64>, plan: &Plan) -> Option<Flow> {
-        let mut best: Option<(f64, Flow)> = None;
-        for flow in Class::ALL[1..].iter().flat_map(|&lane| [Flow { lane, backlog: false }, Flow { lane, backlog: true }]) {
-            if self.wants(now_us, flow, credits) {
+    fn choose_by_worth(&mut self, now_us: u64, ways: &[Option<PerClass<u64>>], plan: &Plan) -> Option<(u8, Flow)> {
+        let mut best: Option<(f64, u8, Flow)> = None;
+        for flow in flows().skip(2) {
+            if let Some(uplink) = self.wants(now_us, flow, ways, plan) {
                 let urgency = self.urgency(now_us, flow, plan);
-                if best.is_none_or(|(most, _)| urgency > most) {
-                    best = Some((urgency, flow));
+                if best.is_none_or(|(most, ..)| urgency > most) {
+                    best = Some((urgency, uplink, flow));
                 }
             }
         }
-        best.map(|(_, flow)| flow)
+        best.map(|(_, uplink, flow)| (uplink, flow))
     }
 
     /// When [`Lanes::outgoing`] has something to give if nothing else happens; `u64::MAX` if room or credit must come first.
-    pub fn send_due_us(&mut self, credits: &PerClass<u64>) -> u64 {
-        let flows = Class::ALL.into_iter().flat_map(|lane| [Flow { lane, backlog: false }, Flow { lane, backlog: true }]);
-        flows.filter_map(|flow| self.due_us(flow, credits)).min().unwrap_or(u64::MAX)
+    pub fn send_due_us(&self, ways: &[Option<PerClass<u64>>], plan: &Plan) -> u64 {
+        flows().filter_map(|flow| self.due_us(flow, ways, plan)).map(|(due_us, _)| due_us).min().unwrap_or(u64::MAX)
     }
 
-    fn wants(&mut self, now_us: u64, flow: Flow, credits: &PerClass<u64>) -> bool {
-        self.due_us(flow, credits).is_some_and(|due| due <= now_us)
+    fn wants(&self, now_us: u64, flow: Flow, ways: &[Option<PerClass<u64>>], plan: &Plan) -> Option<u8> {
+        self.due_us(flow, ways, plan).filter(|&(due_us, _)| due_us <= now_us).map(|(_, uplink)| uplink)
     }
 
-    /// When this stream has something to send; `None` if it has nothing, or neither room nor credit for it.
-    fn due_us(&mut self, flow: Flow, credits: &PerClass<u64>) -> Option<u64> {
+    /// When this stream has something to send, and by which uplink; `None` if it has nothing, or neither room nor credit for it.
+    fn due_us(&self, flow: Flow, ways: &[Option<PerClass<u64>>], plan: &Plan) -> Option<(u64, u8)> {
         let at = flow.lane.index();
-        if credits[at] == 0 || !self.schedule.has_room(flow) {
-            return None;
-        }
-        let lane = &mut self.lanes[at];
+        let lane = &self.lanes[at];
         let (len, due_us) = if flow.backlog {
             if let Some((_, block)) = &self.schedule.ready[at] {
                 (block.len() as u64, 0)
@@ -270,7 +297,7 @@ impl Lanes {
             (lane.blocks[position].len.into(), 0)
         } else {
             let linger_us = match flow.lane {
-                Class::Critical if lane.under_way_bytes == 0 => 0,
+                Class::Critical if lane.under_way.iter().all(|&bytes| bytes == 0) => 0,
                 Class::Critical => CRITICAL_LINGER_US,
                 _ => LINGER_US,
             };
@@ -279,11 +306,18 @@ impl Lanes {
             // What it will be when it is compressed.
             (lane.staging.len() as u64 / 4, due_us)
         };
-        // One block may exceed the credit if nothing else is under way, so that a large one cannot be stuck.
-        (lane.under_way_bytes == 0 || lane.under_way_bytes + len <= credits[at]).then_some(due_us)
+        let uplink = plan.uplinks[at].iter().copied().find(|&uplink| self.can_take(uplink, flow, len, ways))?;
+        Some((due_us, uplink))
     }
 
-    fn serve(&mut self, now_us: u64, uplink: u8, flow: Flow, plan: &Plan) -> Option<Outgoing> {
+    fn can_take(&self, uplink: u8, flow: Flow, len: u64, ways: &[Option<PerClass<u64>>]) -> bool {
+        let Some(Some(credits)) = ways.get(usize::from(uplink)) else { return false };
+        let (credit, under_way) = (credits[flow.lane.index()], self.lanes[flow.lane.index()].under_way_bytes(uplink));
+        // One block may exceed the credit if nothing else is under way, so that a large one cannot be stuck.
+        credit > 0 && self.schedule.has_room(uplink, flow) && (under_way == 0 || under_way + len <= credit)
+    }
+
+    fn serve(&mut self, now_us: u64, uplink: u8, flow: Flow, ways: &[Option<PerClass<u64>>], plan: &Plan) -> Option<Outgoing> {
         let at = flow.lane.index();
         if flow.backlog && self.schedule.ready[at].is_none() {
             let position = self.next_block(now_us, flow, plan)?;
@@ -309,22 +343,47 @@ impl Lanes {
             (position, self.lanes[at].blocks[&position].bytes.clone()?)
         };
         let (bytes, thinned) = self.thinned(now_us, position, flow.lane, bytes, plan);
+        let len = bytes.len() as u32;
+        let also = self.second(uplink, flow, len, ways, plan);
         let lane = &mut self.lanes[at];
         let block = lane.blocks.get_mut(&position)?;
         let key = block.header.key;
         let since_us = if flow.backlog { now_us } else { block.header.born_us };
-        let len = bytes.len() as u32;
-        block.send = Send::UnderWay(UnderWay { uplink, since_us, sent_us: now_us, len, thinned });
-        lane.under_way_bytes += u64::from(len);
+        block.send = Send::UnderWay(UnderWay { uplink, also, since_us, sent_us: now_us, len, thinned });
         lane.drop_bytes(position);
-        let share = lane.policy.share;
-        self.schedule.take_turn(flow, bytes.len() as u64, share);
-        let counters = &mut self.counters[at];
-        counters.sent_blocks += 1;
-        counters.sent_bytes += bytes.len() as u64;
+        for to in also.into_iter().chain([uplink]) {
+            self.lanes[at].left(to, len);
+            self.schedule.hand_over(to, flow, len.into());
+            let counters = &mut self.counters[at];
+            counters.sent_blocks += 1;
+            counters.sent_bytes += u64::from(len);
+        }
+        if let Some(also) = also {
+            self.counters[at].copied_blocks += 1;
+            self.schedule.copies.push_back((also, flow, key, bytes.clone()));
+        }
+        self.schedule.take_turn(flow, len.into(), self.lanes[at].policy.share);
         if !flow.backlog {
             self.enforce_cap(now_us, flow.lane);
         }
-        Some(Outgoing::Send { flow, key, block: bytes })
+        Some(Outgoing::Send { uplink, flow, key, block: bytes })
+    }
+
+    /// Lets the next block go over this uplink too, although the plan leaves it out.
+    pub fn set_trial(&mut self, uplink: Option<u8>) {
+        self.schedule.trial = uplink;
+    }
+
+    /// The second uplink of a block: one on trial, or for a critical block another of the plan's, if there is one with room.
+    fn second(&mut self, first: u8, flow: Flow, len: u32, ways: &[Option<PerClass<u64>>], plan: &Plan) -> Option<u8> {
+        let trial = self.schedule.trial.filter(|&uplink| uplink != first && self.can_take(uplink, flow, len.into(), ways));
+        if trial.is_some() {
+            return self.schedule.trial.take();
+        }
+        if flow.lane != Class::Critical || plan.critical_copies < 2 {
+            return None;
+        }
+        let others = plan.uplinks[flow.lane.index()].iter().copied().filter(|&uplink| uplink != first);
+        others.into_iter().find(|&uplink| self.can_take(uplink, flow, len.into(), ways))
     }
 }

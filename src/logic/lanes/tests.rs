@@ -5,7 +5,7 @@ use crate::block::RecordKind;
 use crate::payload::{OpaqueFormat, PayloadFormat};
 use crate::plan::Plan;
 use crate::policy::{StreamFidelity, StreamPolicy};
-use crate::price::{Ladder, Lateness, Level, StreamValue};
+use crate::price::{Ladder, Lateness, Level, Prices, StreamValue};
 use crate::ranges::RangeSet;
 use crate::store::{CommitRequest, StoreError};
 
@@ -58,9 +58,9 @@ fn push(lanes: &mut Lanes, now_us: u64, class: Class, len: usize) -> u64 {
 /// Sends all there is and says what; loads are answered at once with what is on disk.
 fn send(lanes: &mut Lanes, now_us: u64, disk: &BTreeMap<BlockKey, Bytes>) -> Vec<(Flow, BlockKey, Bytes)> {
     let mut sent = Vec::new();
-    while let Some(outgoing) = lanes.outgoing(now_us, 0, &CREDITS, &Plan::default()) {
+    while let Some(outgoing) = lanes.outgoing(now_us, &[Some(CREDITS)], &one_way()) {
         match outgoing {
-            Outgoing::Send { flow, key, block } => {
+            Outgoing::Send { flow, key, block, .. } => {
                 lanes.written(0, flow, block.len() as u64);
                 sent.push((flow, key, block));
             }
@@ -72,7 +72,7 @@ fn send(lanes: &mut Lanes, now_us: u64, disk: &BTreeMap<BlockKey, Bytes>) -> Vec
 
 fn ack(lanes: &mut Lanes, now_us: u64, block: &Bytes) {
     let header = BlockHeader::parse(block).expect("our own block");
-    lanes.ack(now_us, header.key.lane, header.key.epoch, header.key.first_seq..=header.last_seq);
+    lanes.ack(now_us, 0, header.key.lane, header.key.epoch, header.key.first_seq..=header.last_seq);
 }
 
 /// Carries out a transaction on a map that stands for the disk.
@@ -112,7 +112,7 @@ fn check(lanes: &Lanes) {
         assert_eq!(lane.bytes, sum(&|_| true));
         assert_eq!(lane.memory_bytes, sum(&|block| block.bytes.is_some()));
         assert_eq!(lane.cached_bytes, sum(&|block| block.bytes.is_some() && block.disk == Disk::Stored));
-        assert_eq!(lane.under_way_bytes, sum(&|block| matches!(block.send, Send::UnderWay(_))));
+        assert_eq!(lane.under_way_bytes(0), sum(&|block| matches!(block.send, Send::UnderWay(_))));
         let set = |of: &dyn Fn(&Block) -> bool| {
             lane.blocks.iter().filter(|(_, block)| of(block)).map(|(&at, _)| at).collect::<BTreeSet<_>>()
         };
@@ -167,15 +167,17 @@ proptest! {
         let (mut pushed, mut sent, mut loads) = ([0u64; 4], Vec::<Bytes>::new(), Vec::new());
         let mut acked: PerClass<RangeSet> = Default::default();
         let mut running: Option<CommitRequest> = None;
+        let mut came_us: PerClass<Vec<u64>> = Default::default();
         for op in ops {
             match op {
                 Op::Push(class, len) => {
                     prop_assert_eq!(push(&mut lanes, now_us, Class::ALL[class], len), pushed[class]);
                     pushed[class] += 1;
+                    came_us[class].push(now_us);
                 }
                 Op::Wait(us) => now_us += us,
                 Op::Send => {
-                    while let Some(outgoing) = lanes.outgoing(now_us, 0, &[3_000; 4], &Plan::default()) {
+                    while let Some(outgoing) = lanes.outgoing(now_us, &[Some([3_000; 4])], &one_way()) {
                         match outgoing {
                             Outgoing::Send { block, flow, .. } => {
                                 lanes.written(0, flow, block.len() as u64);
@@ -183,7 +185,7 @@ proptest! {
                             }
                             Outgoing::Load { key } => loads.push(key),
                         }
-                        prop_assert!(lanes.lanes.iter().all(|lane| lane.under_way_bytes <= 3_000 + 5_000));
+                        prop_assert!(lanes.lanes.iter().all(|lane| lane.under_way_bytes(0) <= 3_000 + 5_000));
                     }
                 }
                 Op::Ack(at) if at < sent.len() => {
@@ -214,6 +216,10 @@ proptest! {
             lanes.tick(now_us);
             check(&lanes);
             prop_assert!(lanes.deadline_us() <= now_us + SECOND);
+            for void in lanes.voids.values().filter(|void| void.reason == VoidReason::Expired) {
+                let youngest_us = came_us[void.key.lane.index()][void.last_seq as usize];
+                prop_assert!(youngest_us + ttl.unwrap_or(u64::MAX) <= now_us, "{:?} expired after {} us", void, now_us - youngest_us);
+            }
             for class in Class::ALL {
                 let (at, lane) = (class.index(), &lanes.lanes[class.index()]);
                 let mut places = acked[at].clone();
@@ -252,7 +258,7 @@ fn saturate(
     for step in 1..steps {
         let now_us = step * 10_000;
         feed(lanes, now_us);
-        while let Some(outgoing) = lanes.outgoing(now_us, 0, &CREDITS, &Plan::default()) {
+        while let Some(outgoing) = lanes.outgoing(now_us, &[Some(CREDITS)], &one_way()) {
             match outgoing {
                 Outgoing::Send { flow, block, .. } => {
                     under_way += block.len();
@@ -333,12 +339,12 @@ fn critical_goes_before_everything_and_is_not_held_up_by_it() {
         push(&mut lanes, SECOND, Class::Normal, 1_000);
     }
     let mut last = None;
-    while let Some(outgoing) = lanes.outgoing(2 * SECOND, 0, &CREDITS, &Plan::default()) {
+    while let Some(outgoing) = lanes.outgoing(2 * SECOND, &[Some(CREDITS)], &one_way()) {
         last = Some(outgoing);
     }
     assert!(matches!(last, Some(Outgoing::Send { flow: Flow { lane: Class::Normal, .. }, .. })), "the shell has all it may");
     push(&mut lanes, 2 * SECOND, Class::Critical, 10);
-    let next = lanes.outgoing(2 * SECOND, 0, &CREDITS, &Plan::default());
+    let next = lanes.outgoing(2 * SECOND, &[Some(CREDITS)], &one_way());
     assert!(matches!(next, Some(Outgoing::Send { flow: Flow { lane: Class::Critical, .. }, .. })), "{next:?}");
 }
 
@@ -358,13 +364,32 @@ fn age_is_counted_over_restarts() {
     assert_eq!(held.iter().map(|held| held.header.born_us).collect::<Vec<_>>(), [5 * SECOND, 9 * SECOND]);
     let policies = [LanePolicy { ttl_us: Some(20 * SECOND), ..policy(Durability::Disk) }; 4];
     let mut after = Lanes::new(20 * SECOND, Epoch(10), policies, LIMITS, Found { held: &held, ..Found::default() }, thinner());
-    for (now_s, expired) in [(21, 0), (25, 0), (26, 1), (29, 1), (30, 2)] {
+    // 20 s and a sixteenth of them.
+    for (now_s, expired) in [(25, 0), (26, 0), (27, 1), (30, 1), (31, 2)] {
         after.tick(now_s * SECOND);
         assert_eq!(after.counters(Class::High).expired, expired, "after {now_s} s");
     }
     let voids = after.take_voids_to_send();
     assert_eq!(voids.len(), 1, "neighbours are one void: {voids:?}");
     assert_eq!((voids[0].key.epoch, voids[0].key.first_seq, voids[0].last_seq), (Epoch(9), 0, 1));
+}
+
+#[test]
+fn in_an_outage_records_expire_at_their_ttl_and_not_with_the_oldest_beside_them() {
+    // One a second, far from filling a block.
+    let ttl_us = 60 * SECOND;
+    let mut lanes = lanes([LanePolicy { ttl_us: Some(ttl_us), ..policy(Durability::Disk) }; 4]);
+    let (mut disk, mut most) = (BTreeMap::new(), 0);
+    for second in 1..400 {
+        push(&mut lanes, second * SECOND, Class::Normal, 10);
+        commits(&mut lanes, second * SECOND, (second + 1) * SECOND - 1, &mut disk);
+        let expired = lanes.counters(Class::Normal).expired;
+        assert!(expired <= second.saturating_sub(60), "{expired} of {second} records expired");
+        assert!(expired + 1 >= second.saturating_sub(60 + 8), "only {expired} of {second} records expired");
+        most = most.max(lanes.status(Class::Normal).blocks);
+    }
+    assert!((10..=18).contains(&most), "{most} blocks hold a minute's records");
+    check(&lanes);
 }
 
 #[test]
@@ -449,12 +474,12 @@ fn through_writes_what_cannot_be_sent_for_want_of_credit() {
     for step in 0..1_000 {
         let now_us = SECOND + step * 10_000;
         push(&mut lanes, now_us, Class::Normal, 100);
-        assert_eq!(lanes.outgoing(now_us, 0, &[0; 4], &Plan::default()), None);
+        assert_eq!(lanes.outgoing(now_us, &[Some([0; 4])], &one_way()), None);
         times.extend(commits(&mut lanes, now_us, now_us + 9_999, &mut disk));
     }
     assert!((8..=11).contains(&times.len()), "{} commits in 10 s", times.len());
     assert!(lanes.safe()[2] > 790, "{} of 1,000 are safe", lanes.safe()[2]);
-    assert_eq!(lanes.send_due_us(&[0; 4]), u64::MAX, "and nobody is woken in vain");
+    assert_eq!(lanes.send_due_us(&[Some([0; 4])], &one_way()), u64::MAX, "and nobody is woken in vain");
 }
 
 #[test]
@@ -556,7 +581,7 @@ fn a_run_of_which_only_voids_are_left_is_named_and_forgotten_when_they_are_ackno
         Lanes::new(0, Epoch(9), [policy(Durability::Disk); 4], LIMITS, Found { voids: &[void], ..Found::default() }, thinner());
     assert_eq!(lanes.held_epochs(), [Epoch(4)]);
     assert_eq!(lanes.take_voids_to_send(), [void]);
-    lanes.ack(SECOND, Class::Normal, Epoch(4), 10..=19);
+    lanes.ack(SECOND, 0, Class::Normal, Epoch(4), 10..=19);
     assert_eq!((lanes.void_count(), lanes.held_epochs()), (0, vec![]));
     let request = lanes.commit(SECOND + TIDY_WAIT_US).expect("the disk may forget it");
     assert_eq!(request.voids_acked, [key]);
@@ -608,11 +633,16 @@ fn a_damaged_block_is_voided_up_to_the_next_sound_one_and_removed() {
 }
 
 /// A plan by which stream 0 is held, stream 1 is thinned to a quarter, and stream 2 is sent as it is.
+/// Everything goes by the only uplink.
+fn one_way() -> Plan {
+    Plan { uplinks: std::array::from_fn(|_| vec![0]), ..Plan::default() }
+}
+
 fn priced() -> Plan {
     let lateness = Lateness { d0_us: 1_000 * SECOND, d1_us: None, u1: 1.0 };
     let value = |weight, ladder| Some(StreamValue { weight, ladder, lateness, is_exempt: false });
     let values = [value(0.5, Ladder::RAW), value(1.0, Ladder::TELEMETRY.down_to(Level::Thin4)), None];
-    Plan { lambda: 1.0, prices: Prices::flat(1.0), values: values.into(), weighs: true, ..Plan::default() }
+    Plan { lambda: 1.0, prices: Prices::flat(1.0), values: values.into(), weighs: true, ..one_way() }
 }
 
 fn push_of(lanes: &mut Lanes, now_us: u64, class: Class, stream: u16, len: usize) {
@@ -640,6 +670,7 @@ fn named(name: &str) -> StreamPolicy {
         keep: None,
         model: None,
         ack_record: false,
+        zones: Vec::new(),
         value: None,
     }
 }
@@ -657,22 +688,22 @@ fn what_is_worth_less_than_its_bytes_is_thinned_when_it_is_sent_and_kept_whole_u
     }
     let waiting = lanes.waiting(SECOND, 3, |_| None);
     assert_eq!(waiting.iter().map(|c| (c.stream, c.age_us)).collect::<Vec<_>>(), [(1, SECOND), (2, SECOND)]);
-    let Some(Outgoing::Send { flow, block, .. }) = lanes.outgoing(SECOND, 0, &CREDITS, &plan) else { panic!("a block") };
+    let Some(Outgoing::Send { flow, block, .. }) = lanes.outgoing(SECOND, &[Some(CREDITS)], &plan) else { panic!("a block") };
     lanes.written(0, flow, block.len() as u64);
     let mut codec = Codec::default();
     let (header, records) = codec.open(&block).expect("our own block");
     let streams: Vec<String> = records.map(|record| record.expect("whole").stream.to_owned()).collect();
     assert_eq!((streams.iter().filter(|s| *s == "thin").count(), streams.iter().filter(|s| *s == "free").count()), (4, 16));
     assert_eq!((header.key.first_seq, header.last_seq), (0, 31));
-    assert_eq!(lanes.under_way_bytes(), block.len() as u64);
+    assert_eq!(lanes.under_way_bytes(0).iter().sum::<u64>(), block.len() as u64);
     check_under_way(&lanes);
     // A lost session costs nothing: what was thinned is still there whole, and may be sent finer.
     lanes.session_lost(0);
-    assert_eq!(lanes.under_way_bytes(), 0);
-    let Some(Outgoing::Send { block, .. }) = lanes.outgoing(SECOND, 0, &CREDITS, &Plan::default()) else { panic!("a block") };
+    assert_eq!(lanes.under_way_bytes(0), [0; 4]);
+    let Some(Outgoing::Send { block, .. }) = lanes.outgoing(SECOND, &[Some(CREDITS)], &one_way()) else { panic!("a block") };
     assert_eq!(BlockHeader::parse(&block).expect("our own block").count, 32);
     lanes.session_lost(0);
-    let Some(Outgoing::Send { block, .. }) = lanes.outgoing(SECOND, 0, &CREDITS, &plan) else { panic!("a block") };
+    let Some(Outgoing::Send { block, .. }) = lanes.outgoing(SECOND, &[Some(CREDITS)], &plan) else { panic!("a block") };
     ack(&mut lanes, 2 * SECOND, &block);
     let counters = lanes.counters(Class::Normal);
     assert_eq!((counters.acked, counters.thinned, counters.records), (20, 12, 32));
@@ -689,7 +720,7 @@ fn what_is_held_is_sent_only_when_nothing_else_is() {
     push_of(&mut lanes, 0, Class::Bulk, 2, 100);
     push_of(&mut lanes, 0, Class::Critical, 0, 100);
     let mut order = Vec::new();
-    while let Some(Outgoing::Send { flow, .. }) = lanes.outgoing(SECOND, 0, &CREDITS, &priced()) {
+    while let Some(Outgoing::Send { flow, .. }) = lanes.outgoing(SECOND, &[Some(CREDITS)], &priced()) {
         order.push(flow.lane);
     }
     assert_eq!(order, [Class::Critical, Class::Bulk, Class::High]);
@@ -698,6 +729,78 @@ fn what_is_held_is_sent_only_when_nothing_else_is() {
 fn check_under_way(lanes: &Lanes) {
     for lane in &lanes.lanes {
         let sent = |block: &Block| if let Send::UnderWay(under_way) = block.send { u64::from(under_way.len) } else { 0 };
-        assert_eq!(lane.under_way_bytes, lane.blocks.values().map(sent).sum::<u64>());
+        assert_eq!(lane.under_way_bytes(0), lane.blocks.values().map(sent).sum::<u64>());
     }
+}
+
+#[test]
+fn voids_become_one_across_what_the_cloud_has_and_never_across_what_is_held() {
+    let mut lanes = all(Durability::Disk);
+    lanes.set_uplink_up(0, true);
+    for _ in 0..50 {
+        push(&mut lanes, SECOND, Class::Normal, 1_000);
+        lanes.seal(SECOND, Class::Normal);
+    }
+    lanes.ack(SECOND, 0, Class::Normal, Epoch(9), 10..=19);
+    for position in (0..10).chain(20..30).chain(40..50) {
+        lanes.give_up(2 * SECOND, Class::Normal, (0, position), VoidReason::Evicted);
+    }
+    let ranges: Vec<_> = lanes.voids.values().map(|void| (void.key.first_seq, void.last_seq)).collect();
+    assert_eq!(ranges, [(0, 29), (40, 49)]);
+    check(&lanes);
+}
+
+#[test]
+fn voids_have_a_limit_beyond_which_neighbours_share_the_later_reason() {
+    let mut lanes = all(Durability::Disk);
+    for turn in 0..3 * VOIDS_COUNT_MAX as u64 {
+        push(&mut lanes, SECOND, Class::Normal, 1);
+        lanes.seal(SECOND, Class::Normal);
+        let reason = if turn % 2 == 0 { VoidReason::Evicted } else { VoidReason::Expired };
+        lanes.give_up(SECOND, Class::Normal, (0, turn), reason);
+    }
+    assert_eq!(lanes.void_count(), VOIDS_COUNT_MAX);
+    assert_eq!(lanes.voids_relabelled(), 2 * VOIDS_COUNT_MAX as u64);
+    let covered: RangeSet = lanes.voids.values().fold(RangeSet::new(), |mut all, void| {
+        all.insert(void.key.first_seq..=void.last_seq);
+        all
+    });
+    assert_eq!((covered.range_count(), covered.len()), (1, 3 * VOIDS_COUNT_MAX as u64), "all are told, each once");
+}
+
+#[test]
+fn no_more_runs_are_held_than_a_hello_can_name() {
+    let surplus = 10;
+    let header = |run: u64| BlockHeader {
+        key: BlockKey { lane: Class::High, epoch: Epoch(u64::MAX - run), first_seq: 0 },
+        last_seq: 1,
+        born_us: run,
+        wall_offset_us: None,
+        count: 2,
+        raw_len: 10,
+        fidelity: crate::block::Fidelity::Full,
+    };
+    let runs = (HELD_EPOCHS_MAX + surplus) as u64;
+    let held: Vec<Held> = (0..runs).map(|run| Held { header: header(run), len: 100 }).collect();
+    let found = Found { held: &held, ..Found::default() };
+    let mut lanes = Lanes::new(SECOND, Epoch(9), [policy(Durability::Disk); 4], LIMITS, found, thinner());
+    let named = lanes.held_epochs();
+    assert_eq!((named.len(), named[0]), (HELD_EPOCHS_MAX, Epoch(u64::MAX - surplus as u64)), "the oldest are gone");
+    assert_eq!(lanes.counters(Class::High).evicted, 2 * surplus as u64);
+    let removed = lanes.commit(10 * SECOND).expect("the disk may forget them").deletes;
+    assert_eq!(removed.len(), surplus);
+    check(&lanes);
+    // What names them all is a message that can be sent.
+    let mut session = crate::uplink::Session::new(
+        0,
+        crate::uplink::SessionLimits { ping_us: 1, silence_us: 10, connect_us: 10, backoff_us: (1, 2) },
+        1,
+    );
+    session.tick(0, Default::default);
+    session.connected(0, lanes.epoch(), &named, "test");
+    let written = std::iter::from_fn(|| session.poll()).find_map(|output| match output {
+        crate::uplink::SessionOutput::Write(bytes) => Some(bytes.len()),
+        _ => None,
+    });
+    assert!(written.is_some_and(|len| len <= crate::wire::CONTROL_LEN_MAX), "{written:?}");
 }

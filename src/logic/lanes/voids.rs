@@ -3,8 +3,8 @@
 use std::collections::BTreeSet;
 
 use super::lane::{Block, Disk, Position};
-use super::{CHECK_US, Lanes, TIDY_UNSAFE_US};
-use crate::ids::{BlockKey, Class, Void, VoidReason};
+use super::{CHECK_US, HELD_EPOCHS_MAX, Lanes, TIDY_UNSAFE_US, VOIDS_COUNT_MAX};
+use crate::ids::{BlockKey, Class, Epoch, Void, VoidReason};
 use crate::store::SeqRange;
 
 impl Lanes {
@@ -60,7 +60,8 @@ impl Lanes {
         for class in Class::ALL {
             let policy = self.lanes[class.index()].policy;
             if let Some(ttl_us) = policy.ttl_us {
-                let oldest_us = now_us.saturating_sub(ttl_us);
+                // A block says when its first record came; by then the last has outlived the TTL too.
+                let oldest_us = now_us.saturating_sub(ttl_us + policy.span_us_max());
                 if self.lanes[class.index()].staging.born_us().is_some_and(|born| born < oldest_us) {
                     self.seal(now_us, class);
                 }
@@ -103,20 +104,58 @@ impl Lanes {
         self.forget(now_us, &block);
     }
 
-    /// Remembers a void; one that continues another becomes part of it, so that a long outage makes few.
+    /// Gives up what is left of the oldest runs if there are more than a Hello can name. That takes 32,768 starts with data and
+    /// without an uplink. The cloud is told nothing: it takes an epoch that is no longer named to have had nothing more to say.
+    pub(super) fn give_up_oldest_epochs(&mut self, now_us: u64) {
+        let surplus = (self.epochs.len() - 1).saturating_sub(HELD_EPOCHS_MAX);
+        let (gone, end) = (self.epochs[..surplus].iter().copied().collect::<BTreeSet<Epoch>>(), surplus as u32);
+        for class in Class::ALL {
+            let positions: Vec<_> = self.lanes[class.index()].blocks.range(..(end, 0)).map(|(&at, _)| at).collect();
+            for position in positions {
+                let block = self.lanes[class.index()].remove(position).expect("listed above");
+                self.counters[class.index()].evicted += u64::from(block.header.count);
+                self.forget(now_us, &block);
+            }
+        }
+        let keys: Vec<BlockKey> = self.voids.keys().copied().filter(|key| gone.contains(&key.epoch)).collect();
+        for key in keys {
+            self.voids.remove(&key);
+            self.voids_to_send.remove(&key);
+            self.voids_to_write.retain(|void| void.key != key);
+            self.voids_to_forget.push(key);
+            self.tidy_since_us.get_or_insert(now_us);
+        }
+    }
+
+    /// Remembers a void; one that continues another becomes part of it, so that a long outage makes few. What lies between
+    /// them and is not held is with the cloud, which takes of a void only what it does not have.
     pub(super) fn note_void(&mut self, mut void: Void) {
         let before = self.voids.range(..void.key).next_back().map(|(_, before)| *before);
-        let continues = |before: &Void| {
-            (before.key.lane, before.key.epoch, before.reason, before.last_seq + 1)
-                == (void.key.lane, void.key.epoch, void.reason, void.key.first_seq)
-        };
-        if let Some(before) = before.filter(continues) {
-            void.key = before.key;
+        if let Some(before) = before.filter(|before| self.continues(before, &void)) {
+            self.voids_relabelled += u64::from(before.reason != void.reason);
+            (void.key, void.last_seq) = (before.key, void.last_seq.max(before.last_seq));
         }
         self.voids.insert(void.key, void);
         self.voids_to_write.retain(|other| other.key != void.key);
         self.voids_to_write.push(void);
         self.voids_to_send.insert(void.key);
+    }
+
+    fn continues(&self, before: &Void, void: &Void) -> bool {
+        if (before.key.lane, before.key.epoch) != (void.key.lane, void.key.epoch) {
+            return false;
+        }
+        if before.reason != void.reason && self.voids.len() < VOIDS_COUNT_MAX {
+            return false;
+        }
+        let Some(order) = self.epochs.iter().position(|epoch| *epoch == void.key.epoch) else { return false };
+        let between = (order as u32, before.last_seq)..(order as u32, void.key.first_seq);
+        self.lanes[void.key.lane.index()].blocks.range(between).next().is_none()
+    }
+
+    /// Voids that were told with the reason of a later one, because there were too many.
+    pub fn voids_relabelled(&self) -> u64 {
+        self.voids_relabelled
     }
 
     /// Voids to tell the cloud now; each once a session.

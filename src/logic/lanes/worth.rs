@@ -4,7 +4,7 @@ use bytes::Bytes;
 
 use super::lane::{Block, Lane, Position, Send};
 use super::{Flow, Lanes};
-use crate::ids::Class;
+use crate::ids::{Class, PerClass};
 use crate::plan::Plan;
 use crate::price::{Cohort, Level};
 use crate::thin::Thinning;
@@ -83,12 +83,13 @@ impl Lanes {
         named.flat_map(|(stream, ages)| ages.iter().filter(|s| s.bytes > 0.0).map(move |&sum| cohort(stream, sum))).collect()
     }
 
-    /// Cuts what is sent to an uplink that carries so many bytes a second: a block takes it a quarter of a second, and what the
-    /// shell holds beside it a tenth, so that what is urgent does not wait behind what is not, nor is bound too early.
-    pub fn set_pace(&mut self, bytes_per_s: f64) {
+    /// Cuts what is sent to uplinks that carry so many bytes a second each: a block takes the slowest in use a quarter of a second,
+    /// and what the shell holds beside it a tenth, so that what is urgent does not wait behind what is not, nor is bound too early.
+    pub fn set_pace(&mut self, bytes_per_s: &[f64], in_use: impl Iterator<Item = u8>) {
         let most = self.limits.block_target_bytes;
-        self.block_bytes = ((BLOCK_S * bytes_per_s) as usize).clamp(BLOCK_BYTES_MIN.min(most), most);
-        self.schedule.set_unwritten_max((UNWRITTEN_S * bytes_per_s) as u64);
+        let slowest = in_use.filter_map(|uplink| bytes_per_s.get(usize::from(uplink)).copied()).fold(f64::MAX, f64::min);
+        self.block_bytes = ((BLOCK_S * slowest) as usize).clamp(BLOCK_BYTES_MIN.min(most), most);
+        self.schedule.set_unwritten_max(bytes_per_s.iter().map(|bytes| (UNWRITTEN_S * bytes) as u64));
     }
 
     /// Raw bytes that came since the last call, by stream, and the bytes of a block that a raw byte becomes.
@@ -103,9 +104,9 @@ impl Lanes {
         std::mem::take(&mut self.acked)
     }
 
-    /// Bytes handed to uplinks and not acknowledged.
-    pub fn under_way_bytes(&self) -> u64 {
-        self.lanes.iter().map(|lane| lane.under_way_bytes).sum()
+    /// Bytes handed to this uplink and not acknowledged, by class.
+    pub fn under_way_bytes(&self, uplink: u8) -> PerClass<u64> {
+        Class::ALL.map(|class| self.lanes[class.index()].under_way_bytes(uplink))
     }
 
     /// True if the uplink is what holds back: something waits for the transport, or in a lane.

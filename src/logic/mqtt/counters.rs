@@ -1,6 +1,6 @@
 //! What a connection took and what it refused, as plain numbers.
 
-use super::error::{Close, ProtocolError};
+use super::error::{AuthRefusal, Close, ProtocolError};
 
 /// Counts since the last [`super::Connection::take_counters`]; add them to a total with [`Counters::add`].
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -96,7 +96,8 @@ impl Counters {
     pub(super) fn count_close(&mut self, close: Close) {
         match close {
             Close::Protocol(error) => *self.of_error(error) += 1,
-            Close::Refused(_) => self.connects_refused += 1,
+            // Who counts connections counts those that are too many.
+            Close::Refused(refusal) => self.connects_refused += u64::from(refusal != AuthRefusal::TooManyClients),
             Close::KeepAlive { .. } => self.keep_alives_expired += 1,
             Close::ConnectTimeout { .. } => self.connect_timeouts += 1,
             Close::ByClient { .. } | Close::Lost | Close::ByServer(_) => {}

@@ -35,7 +35,9 @@ pub enum ProtocolError {
         len: usize,
     },
     /// The packet is longer than allowed; before CONNECT the limit is lower.
-    #[error("packet of {len} bytes exceeds the limit of {len_max}")]
+    #[error(
+        "packet of {len} bytes exceeds the limit of {len_max}: see mqtt.packet_bytes_max, for CONNECT mqtt.connect_packet_bytes_max"
+    )]
     PacketTooLarge {
         /// Its length with the fixed header, bytes.
         len: usize,
@@ -251,19 +253,19 @@ impl ProtocolError {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum AuthRefusal {
     /// Unknown user, wrong password, or no certificate.
-    #[error("wrong user name or password")]
+    #[error("wrong user name or password: the user needs a [[user]] with a hash of it, which `weir passwd` makes")]
     BadCredentials,
     /// Known, but not let in: anonymous clients where they are not allowed, a disabled user.
-    #[error("not authorised")]
+    #[error("not authorised: give a user name and password, a known certificate, or set allow_anonymous for the listener")]
     NotAuthorised,
     /// The client id is in use by another user.
-    #[error("client id is in use by another user")]
+    #[error("client id is in use by another user: each client needs an id of its own")]
     ClientIdTaken,
     /// As many clients as the endpoint takes are connected.
-    #[error("too many clients are connected")]
+    #[error("as many clients are connected as mqtt.clients_max allows")]
     TooManyClients,
     /// The endpoint is starting, stopping or cannot check passwords now.
-    #[error("unavailable, try again later")]
+    #[error("too many passwords wait to be checked, try again later")]
     Unavailable,
 }
 

@@ -150,20 +150,74 @@ pub struct Market<'a> {
     pub waiting: &'a [Cohort],
     /// By stream: what is expected to come.
     pub expected: &'a [Expected],
-    /// Bytes that the uplink is forecast to carry by the end of each horizon, see [`horizon_end_us`].
-    pub forecast_bytes: [f64; HORIZONS],
-    /// Bytes that it carries over [`PriceLimits::drain_us`].
+    /// What the uplinks are forecast to carry.
+    pub capacity: Capacity,
+}
+
+/// Bytes that uplinks are forecast to carry.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Capacity {
+    /// By the end of each horizon, see [`horizon_end_us`].
+    pub by_horizon: [f64; HORIZONS],
+    /// Over [`PriceLimits::drain_us`].
     pub drain_bytes: f64,
+}
+
+impl Capacity {
+    /// Of two together.
+    #[must_use]
+    pub fn with(self, other: Capacity) -> Capacity {
+        self.each(other, |one, two| one + two)
+    }
+
+    /// Of the better of two.
+    #[must_use]
+    pub fn or_better(self, other: Capacity) -> Capacity {
+        self.each(other, f64::max)
+    }
+
+    fn each(self, other: Capacity, of: impl Fn(f64, f64) -> f64) -> Capacity {
+        let by_horizon = std::array::from_fn(|at| of(self.by_horizon[at], other.by_horizon[at]));
+        Capacity { by_horizon, drain_bytes: of(self.drain_bytes, other.drain_bytes) }
+    }
+}
+
+/// What paid uplinks with a budget would carry too.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Paid {
+    /// What a paid byte must be worth.
+    pub lambda: f64,
+    /// What they carry alone.
+    pub capacity: Capacity,
 }
 
 impl Solver {
     /// The prices now. With `at_once` they may move at once however little, as after a change of the uplinks.
-    pub fn solve(&mut self, now_us: u64, limits: &PriceLimits, market: Market<'_>, at_once: bool) -> Explanation {
+    ///
+    /// Where they would be above what a paid byte must be worth, `paid` carries too, and holds them down to that.
+    pub fn solve(
+        &mut self,
+        now_us: u64,
+        limits: &PriceLimits,
+        market: Market<'_>,
+        paid: Option<Paid>,
+        at_once: bool,
+    ) -> Explanation {
         let horizon_us = limits.horizon_us;
         self.fill(horizon_us, &market);
         let (wanted, waits) = self.steps_of(market.values);
-        let lambda_drain = self.lowest(waits, market.drain_bytes, 0..=HORIZONS - 1, |step| step.drain_bytes);
-        let planned = self.nested(wanted, limits.kappa, &market.forecast_bytes);
+        let prices_with = |capacity: &Capacity| {
+            let drain = self.lowest(waits, capacity.drain_bytes, 0..=HORIZONS - 1, |step| step.drain_bytes);
+            (self.nested(wanted, limits.kappa, &capacity.by_horizon), drain)
+        };
+        let (mut planned, mut lambda_drain) = prices_with(&market.capacity);
+        if let Some(paid) = paid.filter(|paid| planned[0].min(lambda_drain) > paid.lambda) {
+            let (with_paid, drain) = prices_with(&market.capacity.with(paid.capacity));
+            for (lambda, with_paid) in planned.iter_mut().zip(with_paid).filter(|(lambda, _)| **lambda > paid.lambda) {
+                *lambda = with_paid.max(paid.lambda);
+            }
+            lambda_drain = lambda_drain.min(drain.max(paid.lambda));
+        }
         let mut above = 0.0;
         for at in (0..HORIZONS).rev() {
             let lambda = planned[at].min(lambda_drain);
@@ -185,7 +239,7 @@ impl Solver {
             lambda_plan: planned[HORIZONS - 1],
             lambda_drain,
             wanted_bytes: wanted.iter().sum(),
-            forecast_bytes: market.forecast_bytes[HORIZONS - 1],
+            forecast_bytes: market.capacity.by_horizon[HORIZONS - 1],
             waiting_bytes: waits,
             marginal: self.steps.get(next).map(|step| step.stream),
         }
@@ -337,9 +391,9 @@ mod tests {
         // A horizon beyond every deadline, so that all that waits counts whole.
         let limits = PriceLimits { horizon_us: 1_000_000_000, ..PriceLimits::default() };
         let expected = vec![Expected::default(); values.len()];
-        let forecast_bytes = [plan; HORIZONS];
-        let market = Market { values, waiting: cohorts, expected: &expected, forecast_bytes, drain_bytes: drain };
-        Solver::default().solve(0, &limits, market, true)
+        let capacity = Capacity { by_horizon: [plan; HORIZONS], drain_bytes: drain };
+        let market = Market { values, waiting: cohorts, expected: &expected, capacity };
+        Solver::default().solve(0, &limits, market, None, true)
     }
 
     proptest! {
@@ -392,13 +446,13 @@ mod tests {
         let (values, limits) = (one(1.0), PriceLimits::default());
         let mut solver = Solver::default();
         // Twice what the uplink carries is expected, and nothing waits: thinning now would leave it idle.
-        let (forecast_bytes, drain_bytes) = (evenly(1_000.0), 8_000.0);
+        let capacity = Capacity { by_horizon: evenly(1_000.0), drain_bytes: 8_000.0 };
         let expected = [Expected { mean: 2_000.0, now: 2_000.0 }];
-        let market = Market { values: &values, waiting: &[], expected: &expected, forecast_bytes, drain_bytes };
-        let idle = solver.solve(0, &limits, market, true);
+        let market = Market { values: &values, waiting: &[], expected: &expected, capacity };
+        let idle = solver.solve(0, &limits, market, None, true);
         assert!(idle.lambda_plan > 0.0 && idle.lambda_drain == 0.0 && idle.lambda == 0.0, "{idle:?}");
         let waiting = [Cohort { stream: 0, bytes: 100_000.0, age_us: 0 }];
-        let busy = solver.solve(0, &limits, Market { waiting: &waiting, ..market }, true);
+        let busy = solver.solve(0, &limits, Market { waiting: &waiting, ..market }, None, true);
         assert!(busy.lambda > 0.0, "{busy:?}");
     }
 
@@ -408,9 +462,9 @@ mod tests {
         let price = |solver: &mut Solver, now_us: u64, weight: f64, at_once| {
             let waiting = [Cohort { stream: 0, bytes: 100_000.0, age_us: 0 }];
             let (values, expected) = (one(weight), [Expected::default()]);
-            let (forecast_bytes, drain_bytes) = ([30_000.0; HORIZONS], 30_000.0);
-            let market = Market { values: &values, waiting: &waiting, expected: &expected, forecast_bytes, drain_bytes };
-            solver.solve(now_us, &limits, market, at_once).lambda
+            let capacity = Capacity { by_horizon: [30_000.0; HORIZONS], drain_bytes: 30_000.0 };
+            let market = Market { values: &values, waiting: &waiting, expected: &expected, capacity };
+            solver.solve(now_us, &limits, market, None, at_once).lambda
         };
         let mut solver = Solver::default();
         let first = price(&mut solver, 0, 1.0, false);
@@ -436,9 +490,9 @@ mod tests {
         };
         let solve = |waiting: &[Cohort]| {
             let expected = [Expected::default(); 2];
-            let (forecast_bytes, drain_bytes) = (evenly(1_000.0), 1.0);
-            let market = Market { values: &values, waiting, expected: &expected, forecast_bytes, drain_bytes };
-            Solver::default().solve(0, &limits, market, true).prices
+            let capacity = Capacity { by_horizon: evenly(1_000.0), drain_bytes: 1.0 };
+            let market = Market { values: &values, waiting, expected: &expected, capacity };
+            Solver::default().solve(0, &limits, market, None, true).prices
         };
         // 20 s of bytes are due within ten, and a minute has room for all that waits.
         let prices = solve(&waiting(20_000.0, 10_000.0));

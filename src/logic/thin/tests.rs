@@ -29,6 +29,7 @@ fn policies() -> Vec<StreamPolicy> {
             keep: None,
             model: None,
             ack_record: false,
+            zones: Vec::new(),
             value: None,
         })
         .collect()

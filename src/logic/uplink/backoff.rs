@@ -27,7 +27,7 @@ impl Backoff {
         step / 2 + self.random % (step / 2 + 1)
     }
 
-    /// The attempt worked: the next failure starts from the shortest wait again.
+    /// An attempt has proved to work: the next failure starts from the shortest wait again.
     pub fn reset(&mut self) {
         self.attempt = 0;
     }

@@ -89,6 +89,12 @@ pub enum DownReason {
     /// What came is not the protocol.
     #[error("{0}")]
     Protocol(#[from] FrameError),
+    /// It answers, but data does not pass.
+    #[error("data does not pass; it is tried anew")]
+    Blocked,
+    /// Nothing needs it now.
+    #[error("not needed now")]
+    Resting,
     /// The box was asked to stop.
     #[error("the box stops")]
     Stopped,
@@ -129,6 +135,9 @@ pub struct Session {
     backoff: Backoff,
     input: BytesMut,
     heard_us: u64,
+    /// When the session came up, and whether the cloud has acknowledged anything in it.
+    up_us: u64,
+    has_acked: bool,
     next_ping_us: u64,
     nonce: u64,
     pings: VecDeque<(u64, u64)>,
@@ -149,6 +158,8 @@ impl Session {
             backoff: Backoff::new(limits.backoff_us.0, limits.backoff_us.1, seed),
             input: BytesMut::new(),
             heard_us: now_us,
+            up_us: now_us,
+            has_acked: false,
             next_ping_us: now_us,
             nonce: 0,
             pings: VecDeque::new(),
@@ -239,7 +250,7 @@ impl Session {
                 self.acked(&have);
                 if !more && matches!(self.state, State::Greeting { .. }) {
                     self.state = State::Up;
-                    self.backoff.reset();
+                    (self.up_us, self.has_acked) = (now_us, false);
                     self.counters.ups += 1;
                     self.next_ping_us = now_us;
                     self.credits = [FIRST_CREDIT_BYTES; 4];
@@ -247,7 +258,10 @@ impl Session {
                     self.outputs.push_back(SessionOutput::Up);
                 }
             }
-            Some(Body::Ack(Ack { ranges })) => self.acked(&ranges),
+            Some(Body::Ack(Ack { ranges })) => {
+                self.has_acked |= !ranges.is_empty();
+                self.acked(&ranges);
+            }
             Some(Body::Pong(pong)) => {
                 while let Some((nonce, sent_us)) = self.pings.pop_front() {
                     if nonce == pong.nonce {
@@ -315,14 +329,7 @@ impl Session {
                 self.hang_up(now_us, DownReason::Silence { silent_ms: (now_us - self.heard_us) / 1_000 });
             }
             State::Up if now_us >= self.next_ping_us => {
-                self.nonce += 1;
-                self.next_ping_us = now_us + self.limits.ping_us;
-                self.pings.push_back((self.nonce, now_us));
-                if self.pings.len() > PINGS_MAX {
-                    self.pings.pop_front();
-                }
-                self.write(Body::Ping(Ping { nonce: self.nonce, service_us: now_us, settled: settled().to_vec() }));
-                self.outputs.push_back(SessionOutput::Pinged);
+                self.write_ping(now_us, settled());
             }
             _ => {}
         }
@@ -337,12 +344,64 @@ impl Session {
         }
     }
 
+    /// Sends a heartbeat now rather than when it is due; false if the session is not up.
+    pub fn ping(&mut self, now_us: u64, settled: PerClass<u64>) -> bool {
+        if self.is_up() {
+            self.write_ping(now_us, settled);
+        }
+        self.is_up()
+    }
+
+    /// Ends the session, to start anew after a while.
+    pub fn fail(&mut self, now_us: u64, reason: DownReason) {
+        if !matches!(self.state, State::Waiting { .. }) {
+            self.hang_up(now_us, reason);
+        }
+    }
+
+    /// Says goodbye and stays down until [`Session::wake`].
+    pub fn rest(&mut self, now_us: u64) {
+        if !matches!(self.state, State::Waiting { .. }) {
+            self.hang_up(now_us, DownReason::Resting);
+        }
+        self.state = State::Waiting { retry_us: STOPPED_US };
+    }
+
+    /// Connects at once if it is at rest.
+    pub fn wake(&mut self, now_us: u64) {
+        if self.state == (State::Waiting { retry_us: STOPPED_US }) {
+            self.state = State::Waiting { retry_us: now_us };
+        }
+    }
+
+    /// Something has changed for the better, such as an interface that came up: tries at once if it waits, and begins with
+    /// the shortest wait again, because an address and a route come some seconds after the interface.
+    ///
+    /// Nothing happens to a session that is up or on its way, nor to one that rests or was stopped.
+    pub fn retry_now(&mut self, now_us: u64) {
+        if matches!(self.state, State::Waiting { retry_us } if retry_us != STOPPED_US) {
+            self.backoff.reset();
+            self.state = State::Waiting { retry_us: now_us };
+        }
+    }
+
     /// Says goodbye and stays down; for shutdown.
     pub fn stop(&mut self, now_us: u64) {
         if !matches!(self.state, State::Waiting { .. }) {
             self.hang_up(now_us, DownReason::Stopped);
         }
-        self.state = State::Waiting { retry_us: u64::MAX };
+        self.state = State::Waiting { retry_us: STOPPED_US };
+    }
+
+    fn write_ping(&mut self, now_us: u64, settled: PerClass<u64>) {
+        self.nonce += 1;
+        self.next_ping_us = now_us + self.limits.ping_us;
+        self.pings.push_back((self.nonce, now_us));
+        if self.pings.len() > PINGS_MAX {
+            self.pings.pop_front();
+        }
+        self.write(Body::Ping(Ping { nonce: self.nonce, service_us: now_us, settled: settled.to_vec() }));
+        self.outputs.push_back(SessionOutput::Pinged);
     }
 
     fn write(&mut self, body: Body) {
@@ -359,6 +418,10 @@ impl Session {
     fn down(&mut self, now_us: u64, reason: DownReason) {
         let was_up = self.is_up();
         self.counters.downs += u64::from(was_up);
+        // A Welcome alone proves nothing: a cloud that greets and closes would get our credits' worth of data twice a second.
+        if was_up && (self.has_acked || now_us >= self.up_us.saturating_add(self.limits.backoff_us.1)) {
+            self.backoff.reset();
+        }
         self.state = State::Waiting { retry_us: now_us + self.backoff.next_us() };
         self.credits = [0; 4];
         self.last_down = Some(reason.clone());
@@ -366,6 +429,8 @@ impl Session {
     }
 }
 
+/// When a session that was stopped tries again: never.
+const STOPPED_US: u64 = u64::MAX;
 /// Heartbeats whose answer is still awaited: with one a second more than the silence limit lets live.
 const PINGS_MAX: usize = 64;
 

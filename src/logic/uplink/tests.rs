@@ -87,3 +87,72 @@ fn attempts_that_hang_are_given_up() {
     ));
     assert_eq!(session.last_down().map(ToString::to_string).as_deref(), Some("no connection within 10000 ms"));
 }
+
+/// Comes up and is closed after `up_us`, so often; returns the waits before the next attempts.
+fn cycles(count: usize, up_us: u64, words: &[Body]) -> Vec<u64> {
+    let (mut session, mut now_us, mut waits) = (Session::new(0, LIMITS, 1), 0, Vec::new());
+    for _ in 0..count {
+        session.tick(now_us, Default::default);
+        session.connected(now_us, Epoch(7), &[], "test");
+        session.control(now_us, &frame(Body::Welcome(Welcome { protocol: 1, have: vec![], more: false })));
+        words.iter().for_each(|word| session.control(now_us, &frame(word.clone())));
+        assert!(session.is_up());
+        now_us += up_us;
+        session.closed(now_us, "closed by the cloud".to_owned());
+        waits.push(session.deadline_us() - now_us);
+        now_us = session.deadline_us();
+    }
+    waits
+}
+
+#[test]
+fn a_cloud_that_greets_and_closes_is_tried_ever_more_seldom() {
+    let pong = Body::Pong(Pong { nonce: 1 });
+    let none = Body::Ack(Ack { ranges: vec![] });
+    let waits = cycles(12, 1_000, &[pong, none]);
+    for (i, wait) in waits.iter().enumerate() {
+        let step = (500_000u64 << i.min(20)).min(30_000_000);
+        assert!((step / 2..=step).contains(wait), "attempt {i}: {wait}");
+    }
+}
+
+#[test]
+fn a_session_that_worked_is_soon_tried_again() {
+    let ack = Body::Ack(Ack { ranges: vec![LaneRanges { epoch: 7, lane: 1, bounds: vec![0, 9] }] });
+    let waits = cycles(12, 1_000, &[ack]);
+    assert!(waits.iter().all(|&wait| wait <= 500_000), "the cloud took something: {waits:?}");
+    let waits = cycles(12, LIMITS.backoff_us.1, &[]);
+    assert!(waits.iter().all(|&wait| wait <= 500_000), "it held for long: {waits:?}");
+}
+
+#[test]
+fn what_changes_for_the_better_is_tried_at_once_and_starts_the_waits_again() {
+    let mut session = Session::new(0, LIMITS, 1);
+    let mut now_us = 0;
+    for _ in 0..12 {
+        session.tick(now_us, Default::default);
+        session.closed(now_us, "no such interface".to_owned());
+        now_us = session.deadline_us();
+    }
+    outputs(&mut session);
+    now_us -= 10_000_000;
+    session.retry_now(now_us);
+    session.tick(now_us, Default::default);
+    assert_eq!(outputs(&mut session), [SessionOutput::Connect]);
+    session.retry_now(now_us);
+    assert_eq!(session.deadline_us(), now_us + LIMITS.connect_us, "an attempt that is under way goes on");
+    session.closed(now_us, "no address yet".to_owned());
+    assert!(session.deadline_us() <= now_us + LIMITS.backoff_us.0);
+}
+
+#[test]
+fn a_session_that_is_up_or_stopped_does_not_try_again() {
+    let mut session = up();
+    session.retry_now(3_000);
+    assert!(session.is_up());
+    session.stop(4_000);
+    outputs(&mut session);
+    session.retry_now(5_000);
+    session.tick(6_000, Default::default);
+    assert_eq!(outputs(&mut session), []);
+}

@@ -32,7 +32,7 @@ fn sample(dir: &TempDir) -> PathBuf {
     let void = Void { key: BlockKey { first_seq: 1, ..first.header.key }, last_seq: 6, reason: VoidReason::Evicted };
     let puts = vec![first, put(Class::Bulk, None, &[aggregate])];
     let request = CommitRequest { puts, voids: vec![void], ..CommitRequest::default() };
-    let time = StoreTime { service_us: 3_000_000, wall_us: Some(NOON_US) };
+    let time = StoreTime { service_us: 3_000_000, wall_us: Some(NOON_US), ..StoreTime::default() };
     store.commit(&request, time).expect("committed");
     store.close(time).expect("closed");
     path

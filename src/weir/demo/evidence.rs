@@ -51,6 +51,8 @@ pub(super) struct Evidence {
     pub(super) doubled: PerClass<u64>,
     pub(super) evicted: PerClass<u64>,
     pub(super) expired: PerClass<u64>,
+    /// Records left out of what the box sent, because the link could not carry all.
+    pub(super) thinned: PerClass<u64>,
     /// Numbers that the cloud itself calls missing.
     pub(super) missing: PerClass<u64>,
 }
@@ -78,10 +80,16 @@ impl Evidence {
         Ok(evidence)
     }
 
+    /// Records of a lane that were given up or left out with a reason.
+    pub(super) fn excused(&self, lane: usize) -> u64 {
+        self.evicted[lane] + self.expired[lane] + self.thinned[lane]
+    }
+
     fn read_gaps(&mut self, connection: &Connection) -> rusqlite::Result<()> {
         let mut select = connection.prepare(
             "SELECT lane, reason, sum(last - first + 1) FROM void_rows GROUP BY 1, 2
-             UNION ALL SELECT lane, 'missing', sum(last - first + 1) FROM missing_rows GROUP BY 1",
+             UNION ALL SELECT lane, 'missing', sum(last - first + 1) FROM missing_rows GROUP BY 1
+             UNION ALL SELECT lane, 'thinned', sum(left_out) FROM thinned_rows GROUP BY 1",
         )?;
         let mut rows = select.query([])?;
         while let Some(row) = rows.next()? {
@@ -90,6 +98,7 @@ impl Evidence {
             let counts = match reason.as_str() {
                 "evicted" => &mut self.evicted,
                 "expired" => &mut self.expired,
+                "thinned" => &mut self.thinned,
                 // A block that the box could not read is a loss like any other.
                 "missing" => &mut self.missing,
                 _ => continue,

@@ -292,7 +292,7 @@ struct Running {
 struct Outcome {
     logs: Vec<DeviceLog>,
     commits: observe::Commits,
-    link: crate::link::relay::RelayStats,
+    link: crate::link::thread::LinkStats,
     link_name: String,
     disconnects: u64,
 }
@@ -367,7 +367,7 @@ impl Running {
         }
         let committed = std::array::from_fn(|lane| self.observer.committed[lane].load(Relaxed));
         let status = self.status_rx.borrow().clone();
-        stage.director.look(self.start, status, self.link.stats(), &self.tally, committed);
+        stage.director.look(self.start, status, self.link.link().stats(), &self.tally, committed);
         stage.draw();
         Ok(())
     }
@@ -380,7 +380,7 @@ impl Running {
         self.the_box.stop()?;
         self.cloud.stop()?;
         let commits = self.observer.stop()?;
-        let (link, disconnects) = (self.link.stats(), self.tally.disconnects.load(Relaxed));
+        let (link, disconnects) = (self.link.link().stats(), self.tally.disconnects.load(Relaxed));
         Ok(Outcome { logs, commits, link, link_name: self.link_name, disconnects })
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! It knows what sensors sent and what they got a PUBACK for ([`DeviceLog`]), and the rules as the configuration states them;
 //! it uses none of the box's or the cloud's counters. A message is **lost** if it got its PUBACK, should be in a record, and
-//! is neither in the cloud, nor in the buffer, nor given up with a reason; a record is **doubled** if it is stored more often than
+//! is neither in the cloud, nor in the buffer, nor given up or thinned with a reason; a record is **doubled** if it is stored more often than
 //! its sender sent it, and **wrong** if it is not what was sent or should not be there.
 
 use std::collections::{BTreeMap, HashMap};
@@ -241,12 +241,13 @@ impl Judgement {
         }
     }
 
-    /// Takes off what was given up with a reason; the rest of what is nowhere is lost.
+    /// Takes off what was given up or left out with a reason; the rest of what is nowhere is lost.
     fn close(&mut self, evidence: &Evidence) {
         for (lane, class) in self.classes.iter_mut().enumerate() {
             (class.evicted, class.expired) = (evidence.evicted[lane], evidence.expired[lane]);
+            class.thinned = evidence.thinned[lane];
             class.doubled += evidence.doubled[lane];
-            class.lost = self.absent[lane].saturating_sub(class.evicted + class.expired);
+            class.lost = self.absent[lane].saturating_sub(evidence.excused(lane));
             class.missing = evidence.missing[lane].max(holes(evidence, lane));
         }
         for (class, counts) in Class::ALL.iter().zip(&self.classes) {
@@ -290,7 +291,7 @@ fn holes(evidence: &Evidence, lane: usize) -> u64 {
         (*first, *last, *count) = (found.seq.min(*first), found.seq.max(*last), *count + 1);
     }
     let holes: u64 = numbers.values().map(|&(first, last, count)| (last - first + 1) as u64 - count).sum();
-    holes.saturating_sub(evidence.evicted[lane] + evidence.expired[lane])
+    holes.saturating_sub(evidence.excused(lane))
 }
 
 /// Whether a window has the rows that were sent, channel after channel.

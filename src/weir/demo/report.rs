@@ -70,7 +70,7 @@ pub struct ClassReport {
     pub filtered: u64,
     /// Messages that went into an aggregate or a window.
     pub folded: u64,
-    /// Messages of which only an aggregate was left for want of room.
+    /// Records left out of what was sent, because the link could not carry all.
     pub thinned: u64,
     /// Records given up because their lane was full.
     pub evicted: u64,

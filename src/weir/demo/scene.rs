@@ -8,7 +8,7 @@ use weir_edge::status::Status;
 
 use super::observe::Arrived;
 use super::publish::Tally;
-use crate::link::relay::RelayStats;
+use crate::link::thread::LinkStats;
 
 /// Rates are over this many looks.
 const RATE_LOOKS: usize = 5;
@@ -38,7 +38,7 @@ pub(super) struct Scene {
     pub(super) title: String,
     pub(super) link_name: String,
     pub(super) status: Status,
-    pub(super) link: RelayStats,
+    pub(super) link: LinkStats,
     pub(super) published: u64,
     pub(super) acked: u64,
     pub(super) payload_bytes: u64,
@@ -84,7 +84,7 @@ impl Director {
             title,
             link_name,
             status: Status::default(),
-            link: RelayStats::default(),
+            link: LinkStats::default(),
             published: 0,
             acked: 0,
             payload_bytes: 0,
@@ -121,7 +121,7 @@ impl Director {
     }
 
     /// Takes in the present state of everything.
-    pub(super) fn look(&mut self, start: Instant, status: Status, link: RelayStats, tally: &Tally, committed: [u64; 4]) {
+    pub(super) fn look(&mut self, start: Instant, status: Status, link: LinkStats, tally: &Tally, committed: [u64; 4]) {
         let scene = &mut self.scene;
         scene.elapsed = start.elapsed();
         let before = std::mem::replace(&mut scene.status, status);

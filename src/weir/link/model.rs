@@ -8,14 +8,15 @@
 
 use std::collections::VecDeque;
 
-use weir_host::units::Ratio;
+use serde::Serialize;
+use weir_host::units::{BitRate, Duration, Ratio};
 
 use super::{
     curve::RateCurve,
     profile::{LinkProfile, LinkSide, Outage},
 };
 
-/// Bytes that IP and UDP add to each packet; they count against rate and queue.
+/// Bytes that IP and UDP add to each UDP payload; they count against rate and queue.
 pub const HEADER_BYTES: u64 = 28;
 /// Smallest scale of the rate that can be forced; less than that is an outage.
 const SCALE_MIN: f64 = 0.001;
@@ -56,8 +57,8 @@ pub enum DropReason {
     TooLarge,
 }
 
-/// What went through one direction so far; bytes are of UDP payload.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+/// What went through one direction so far; bytes are of what is carried: UDP payload, or whole IP packets.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub struct LinkCounts {
     /// Packets that came in.
     pub offered_packets: u64,
@@ -84,15 +85,26 @@ pub struct LinkModel {
     curve: RateCurve,
     outages: Outages,
     random: Random,
+    /// What comes on top of each packet on the wire.
+    header_bytes: u64,
+    forced: Forced,
     /// When each waiting packet will have left, and its size on the wire.
     queue: VecDeque<(f64, u64)>,
     queued_bytes: u64,
     last_finish_us: f64,
     last_arrival_us: f64,
     is_losing: bool,
-    is_forced_down: bool,
-    scale: f64,
     counts: LinkCounts,
+}
+
+/// What holds in the place of the profile.
+#[derive(Debug, Clone)]
+struct Forced {
+    is_down: bool,
+    scale: f64,
+    rate: Option<RateCurve>,
+    loss: Option<Ratio>,
+    delay: Option<Duration>,
 }
 
 impl LinkModel {
@@ -111,15 +123,20 @@ impl LinkModel {
             curve,
             outages,
             random,
+            header_bytes: HEADER_BYTES,
+            forced: Forced { is_down: false, scale: 1.0, rate: None, loss: None, delay: None },
             queue: VecDeque::new(),
             queued_bytes: 0,
             last_finish_us: 0.0,
             last_arrival_us: 0.0,
             is_losing: false,
-            is_forced_down: false,
-            scale: 1.0,
             counts: LinkCounts::default(),
         }
+    }
+
+    /// The same link for whole IP packets, whose headers are in their length.
+    pub fn of_ip_packets(self) -> Self {
+        Self { header_bytes: 0, ..self }
     }
 
     /// Decides what becomes of a packet of `len_bytes` that comes in at `now_us`; time does not go back.
@@ -127,7 +144,7 @@ impl LinkModel {
         let len_bytes = len_bytes as u64;
         self.counts.offered_packets += 1;
         self.counts.offered_bytes += len_bytes;
-        let fate = self.decide(now_us, len_bytes + HEADER_BYTES);
+        let fate = self.decide(now_us, len_bytes + self.header_bytes);
         match fate {
             Fate::Deliver { .. } => {
                 self.counts.delivered_packets += 1;
@@ -148,12 +165,12 @@ impl LinkModel {
 
     /// Whether the link carries anything at a time.
     pub fn is_up(&self, at_us: u64) -> bool {
-        !self.is_forced_down && !self.outages.overlap(at_us, at_us)
+        !self.forced.is_down && !self.outages.overlap(at_us, at_us)
     }
 
     /// The rate at a time, in bits per second; 0 while the link is down.
     pub fn bits_per_s(&self, at_us: u64) -> u64 {
-        if self.is_up(at_us) { (self.curve.bits_per_s(at_us) * self.scale) as u64 } else { 0 }
+        if self.is_up(at_us) { (self.forced_curve().bits_per_s(at_us) * self.forced.scale) as u64 } else { 0 }
     }
 
     /// The rate from time 0 until `until_us` as steps: when each begins, and its bits per second (0 while the link is down).
@@ -190,12 +207,31 @@ impl LinkModel {
 
     /// Takes the link down, whatever the profile says, or gives it back to the profile.
     pub fn force_down(&mut self, is_down: bool) {
-        self.is_forced_down = is_down;
+        self.forced.is_down = is_down;
     }
 
     /// Multiplies the profile's rate for the packets that come in from now on.
     pub fn scale_rate(&mut self, scale: Ratio) {
-        self.scale = scale.as_f64().max(SCALE_MIN);
+        self.forced.scale = scale.as_f64().max(SCALE_MIN);
+    }
+
+    /// Puts a rate in the place of the profile's for the packets that come in from now on; `None` gives it back.
+    pub fn force_rate(&mut self, rate: Option<BitRate>) {
+        self.forced.rate = rate.map(RateCurve::constant);
+    }
+
+    /// Puts a share of losses in the place of the profile's; `None` gives it back.
+    pub fn force_loss(&mut self, loss: Option<Ratio>) {
+        self.forced.loss = loss;
+    }
+
+    /// Puts a delay in the place of the profile's for the packets that come in from now on; `None` gives it back.
+    pub fn force_delay(&mut self, delay: Option<Duration>) {
+        self.forced.delay = delay;
+    }
+
+    fn forced_curve(&self) -> &RateCurve {
+        self.forced.rate.as_ref().unwrap_or(&self.curve)
     }
 
     fn decide(&mut self, now_us: u64, wire_bytes: u64) -> Fate {
@@ -209,7 +245,7 @@ impl LinkModel {
             return Fate::Drop(DropReason::QueueFull);
         }
         let start_us = self.last_finish_us.max(now_us as f64);
-        let finish_us = self.curve.finish_us(start_us, wire_bytes as f64 * 8.0, self.scale);
+        let finish_us = self.forced_curve().finish_us(start_us, wire_bytes as f64 * 8.0, self.forced.scale);
         if self.outages.overlap(now_us, finish_us as u64) {
             return Fate::Drop(DropReason::Outage);
         }
@@ -220,7 +256,8 @@ impl LinkModel {
             return Fate::Drop(DropReason::Loss);
         }
         let jitter_us = self.side.jitter.as_micros() as f64;
-        let arrival_us = finish_us + self.side.delay.as_micros() as f64 + jitter_us * self.random.unit();
+        let delay = self.forced.delay.unwrap_or(self.side.delay);
+        let arrival_us = finish_us + delay.as_micros() as f64 + jitter_us * self.random.unit();
         let is_overtaken = self.side.reorder.ppm() > 0 && self.random.unit() < self.side.reorder.as_f64();
         let arrival_us = if is_overtaken {
             arrival_us + (2.0 * jitter_us).max(HOLD_US_MIN)
@@ -233,7 +270,7 @@ impl LinkModel {
 
     /// Loses single packets, or bursts (Gilbert's two states) with the same share in the long run.
     fn is_lost(&mut self) -> bool {
-        let share = self.side.loss.as_f64();
+        let share = self.forced.loss.unwrap_or(self.side.loss).as_f64();
         if share == 0.0 {
             return false;
         }

@@ -28,11 +28,13 @@ const BUILTIN: [(&str, &str); 8] = [
     ("dead-start", include_str!("../../../config/links/dead-start.toml")),
 ];
 /// Fastest link; a relay on one core carries less.
-const RATE_MAX: BitRate = BitRate::from_bits_per_s(10_000_000_000);
+pub(super) const RATE_MAX: BitRate = BitRate::from_bits_per_s(10_000_000_000);
 /// Slowest link: a packet takes a minute and a half.
-const RATE_MIN: BitRate = BitRate::from_bits_per_s(128);
+pub(super) const RATE_MIN: BitRate = BitRate::from_bits_per_s(128);
 /// Longest delay and jitter.
-const DELAY_MAX: Duration = Duration::from_secs(60);
+pub(super) const DELAY_MAX: Duration = Duration::from_secs(60);
+/// Largest share of losses.
+pub(super) const LOSS_MAX: Ratio = Ratio::from_percent(90);
 /// Smallest packet limit: what QUIC needs, with headers.
 const MTU_MIN: Bytes = Bytes::new(1_228);
 /// Largest packet limit: what UDP can say.
@@ -250,7 +252,7 @@ fn check_side(key: &str, side: &LinkSide, dir: &Path, check: &mut Checker<'_>) -
         refuse(value > DELAY_MAX, name, format!("{value} is more than {DELAY_MAX}"));
     }
     for (name, value) in [("loss", side.loss), ("reorder", side.reorder)] {
-        refuse(value > Ratio::from_percent(90), name, format!("{value} is more than 90%"));
+        refuse(value > LOSS_MAX, name, format!("{value} is more than {LOSS_MAX}"));
     }
     let burst_is_bad = !(1..=1_000).contains(&side.loss_burst);
     refuse(burst_is_bad, "loss_burst", format!("{} is not between 1 and 1000", side.loss_burst));

@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use anyhow::Context as _;
 
 use super::case::{self, BASELINES, BOUND, Case, WEIR};
+use super::report::Report;
 use super::trace::{self, Link};
 use super::workload::Workload;
 use crate::link::profile::LinkProfile;
@@ -35,6 +36,9 @@ pub struct SimArgs {
     /// Write the figures to this file
     #[arg(long)]
     pub json: Option<PathBuf>,
+    /// Write a report with charts to this HTML file
+    #[arg(long)]
+    pub html: Option<PathBuf>,
     /// Fail if Weir's mean part of the bound is below this
     #[arg(long)]
     pub require_mean: Option<f64>,
@@ -52,7 +56,11 @@ pub struct SimArgs {
 /// If a link or the workload cannot be read, a load is not a positive number, or a file cannot be written.
 pub fn run(args: &SimArgs) -> anyhow::Result<ExitCode> {
     let mut out = io::stdout().lock();
-    let cases = compare(args, &mut out)?;
+    let mut report = args.html.as_ref().map(|_| Report::default());
+    let cases = compare(args, report.as_mut(), &mut out)?;
+    if let Some((path, report)) = args.html.as_ref().zip(report) {
+        std::fs::write(path, report.page(&how(args))).with_context(|| format!("cannot write {}", path.display()))?;
+    }
     if let Some(path) = &args.json {
         let text = serde_json::to_string_pretty(&cases)?;
         std::fs::write(path, text + "\n").with_context(|| format!("cannot write {}", path.display()))?;
@@ -64,7 +72,14 @@ pub fn run(args: &SimArgs) -> anyhow::Result<ExitCode> {
     Ok(if unmet.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-fn compare(args: &SimArgs, out: &mut dyn Write) -> anyhow::Result<Vec<Case>> {
+/// What was run, in words.
+fn how(args: &SimArgs) -> String {
+    let workload = args.workload.as_ref().map_or_else(|| "the usual workload".to_owned(), |path| path.display().to_string());
+    let deadlines = if args.deadlines == 1.0 { String::new() } else { format!(", deadlines times {}", args.deadlines) };
+    format!("weir {}: {workload}{deadlines}, seed {}", env!("CARGO_PKG_VERSION"), args.seed)
+}
+
+fn compare(args: &SimArgs, mut report: Option<&mut Report>, out: &mut dyn Write) -> anyhow::Result<Vec<Case>> {
     let workload = match &args.workload {
         Some(path) => {
             let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
@@ -84,8 +99,11 @@ fn compare(args: &SimArgs, out: &mut dyn Write) -> anyhow::Result<Vec<Case>> {
     for profile in links(args)? {
         let link = Link::of(profile, None, args.seed);
         for &load in &args.load {
-            let (case, _) = case::run(&link, &workload, load, args.seed);
+            let (case, details) = case::run(&link, &workload, load, args.seed);
             print(&case, out)?;
+            if let Some(report) = report.as_deref_mut() {
+                report.add(&link, &workload, &case, &details);
+            }
             cases.push(case);
         }
     }

@@ -16,7 +16,7 @@ use weir_logic::block::BlockHeader;
 use weir_logic::gateway::{Gateway, Input, Output, Start};
 use weir_logic::health::PathStats;
 use weir_logic::ids::{BlockKey, Class, Epoch, Void};
-use weir_logic::ingest::{ConnId, FateCounters, InferJob, Moment, RouteError, Verdict};
+use weir_logic::ingest::{ConnId, FateCounters, InferJob, Moment, RouteError, Scored, Verdict};
 use weir_logic::lanes::Found;
 use weir_logic::mqtt::UserIndex;
 use weir_logic::policy::Policy;
@@ -103,7 +103,7 @@ pub(super) fn run(
 enum Event {
     Committed(u64),
     Loaded(BlockKey),
-    Scored(u64, Option<Verdict>),
+    Scored(Scored),
     Connected,
     Arrives(Packet),
     Acked(Packet),
@@ -175,7 +175,7 @@ impl<'a> World<'a> {
         messages: &'a mut dyn Iterator<Item = Message>,
         watch: &'a mut dyn FnMut(u64, Fact<'_>),
     ) -> Result<Self, RouteError> {
-        let start = Start { epoch: EPOCH, seed: site.seed, software: "sim", found: Found::default() };
+        let start = Start { epoch: EPOCH, seed: site.seed, software: "sim", found: Found::default(), budgets: &[] };
         let streams = site.policy.streams.len();
         let next = messages.next();
         Ok(World {
@@ -303,7 +303,7 @@ impl<'a> World<'a> {
                 let block = self.disk.get(&key).cloned();
                 self.input(Input::Loaded { key, block });
             }
-            Event::Scored(job, verdict) => self.input(Input::Inferred { job, verdict }),
+            Event::Scored(scored) => self.input(Input::Inferred(scored)),
             Event::Connected => {
                 self.transport = Some(Transport::new(self.now_us, self.link));
                 self.to_cloud.clear();
@@ -374,7 +374,8 @@ impl<'a> World<'a> {
                 Output::Load { key } => self.push(self.now_us + LOAD_US, 0, Event::Loaded(key)),
                 Output::Infer(job) => {
                     let verdict = self.score(&job);
-                    self.push(self.now_us + SCORE_US, 0, Event::Scored(job.job, verdict));
+                    let scored = Scored { job: job.job, window: job.window, verdict };
+                    self.push(self.now_us + SCORE_US, 0, Event::Scored(scored));
                 }
                 Output::Connect { .. } => self.connect(),
                 Output::Disconnect { .. } => self.disconnect(),

@@ -40,8 +40,9 @@ pub(super) fn policy(link: &Link, workload: &Workload, price: PriceLimits) -> Po
             connect_us: 10_000_000,
             backoff_us: (500_000, 30_000_000),
         },
-        uplinks: vec![UplinkPolicy { nominal_bps: (8.0 * link.mean_bytes_per_s()) as u64 }],
+        uplinks: vec![UplinkPolicy::free("link", (8.0 * link.mean_bytes_per_s()) as u64)],
         price,
+        critical_copies: 1,
     }
 }
 
@@ -78,6 +79,7 @@ fn stream_policy(index: usize, stream: &StreamSpec, mode: &str, times: f64) -> S
         keep: None,
         model: None,
         ack_record: false,
+        zones: Vec::new(),
         value: Some(value),
     }
 }

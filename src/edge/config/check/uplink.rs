@@ -12,11 +12,13 @@ use weir_logic::receive::SESSIONS_MAX;
 
 use super::{Context, check_count, check_name, check_range};
 use crate::config::finding::Findings;
-use crate::config::{Files, PlanConfig, Session, Uplink};
+use crate::config::{Config, Files, PlanConfig, Session, Uplink};
 
 pub(super) const PEM_HINT: &str = "check the path and its permissions; `weir pki issue` makes certificates and keys";
 /// Longest name of a network interface. Source: IFNAMSIZ in if.h, without the zero.
 const INTERFACE_LEN_MAX: usize = 15;
+/// Smallest month of a metered uplink: twice what may be spent on looking at it.
+const MONTH_BYTES_MIN: u64 = 10_000_000;
 
 pub(super) fn check(context: &Context<'_>, findings: &mut Findings<'_, '_>) {
     let config = context.config;
@@ -25,6 +27,7 @@ pub(super) fn check(context: &Context<'_>, findings: &mut Findings<'_, '_>) {
     for (at, uplink) in config.uplink.iter().enumerate() {
         check_name(findings, &format!("uplink[{at}].name"), "uplink", &uplink.name, &mut names);
         check_uplink(at, uplink, findings);
+        check_meter(at, uplink, findings);
         let is_same = |other: &&Uplink| {
             (&other.address, other.bind, &other.interface) == (&uplink.address, uplink.bind, &uplink.interface)
         };
@@ -33,6 +36,7 @@ pub(super) fn check(context: &Context<'_>, findings: &mut Findings<'_, '_>) {
             findings.warn(&format!("uplink[{at}].address"), message, "set `interface` or `bind`, or remove one of the two");
         }
     }
+    check_zones(config, findings);
     check_session(&config.session, findings);
     check_plan(&config.plan, findings);
     if config.uplink.is_empty() {
@@ -90,10 +94,57 @@ fn check_uplink(at: usize, uplink: &Uplink, findings: &mut Findings<'_, '_>) {
     }
 }
 
+/// Money, months and classes.
+fn check_meter(at: usize, uplink: &Uplink, findings: &mut Findings<'_, '_>) {
+    let path = |key: &str| format!("uplink[{at}].{key}");
+    if !(0.0..=1e6).contains(&uplink.money_per_mb) {
+        findings.mistake(&path("money_per_mb"), format!("{} is not within 0 to 1e6", uplink.money_per_mb), "in any currency");
+    }
+    if uplink.month_bytes.is_some_and(|bytes| bytes.get() < MONTH_BYTES_MIN) {
+        let message = "a month of less than 10 MB is used up by the hourly look at the uplink and a few handshakes";
+        findings.mistake(&path("month_bytes"), message, "allow more, or remove the uplink");
+    }
+    let free_key = [("money_per_mb", uplink.money_per_mb > 0.0), ("month_bytes", uplink.month_bytes.is_some())];
+    for (key, is_set) in free_key.into_iter().chain([("warm", uplink.warm)]) {
+        if is_set && !uplink.metered {
+            findings.mistake(&path(key), format!("`{key}` is for metered uplinks"), "add metered = true, or remove it");
+        }
+    }
+    if uplink.classes.as_ref().is_some_and(Vec::is_empty) {
+        findings.mistake(&path("classes"), "no class may use this uplink", "name at least one, or remove the key for all");
+    }
+    if uplink.metered && uplink.warm {
+        let message = "heartbeats and keep-alives of a warm metered uplink cost about 800 MB a month";
+        findings.warn(&path("warm"), message, "remove it: a cold one is connected within a round trip or two of a failure");
+    }
+}
+
+/// A lane whose streams allow no zone in common, or none that an uplink leads to, could never be sent.
+fn check_zones(config: &Config, findings: &mut Findings<'_, '_>) {
+    for (at, stream) in config.stream.iter().enumerate().filter(|(_, stream)| !stream.zones.is_empty()) {
+        let of_lane = || config.stream.iter().filter(|other| other.class == stream.class && !other.zones.is_empty());
+        let may = |uplink: &Uplink| {
+            let zone = uplink.zone.as_ref();
+            let is_for_class = uplink.classes.as_ref().is_none_or(|classes| classes.contains(&stream.class));
+            is_for_class && of_lane().all(|other| zone.is_some_and(|zone| other.zones.contains(zone)))
+        };
+        if !config.uplink.is_empty() && !config.uplink.iter().any(may) {
+            let class = stream.class.name();
+            let message = format!("no uplink leads where every stream of class {class} may go: the lane would never be sent");
+            findings.mistake(
+                &format!("stream[{at}].zones"),
+                message,
+                "give an uplink `zone`, or streams of other zones another class",
+            );
+        }
+    }
+}
+
 fn check_plan(plan: &PlanConfig, findings: &mut Findings<'_, '_>) {
     let s = Duration::from_secs;
     let why = "of less nothing can be foreseen, and of more nothing is known";
     check_range(findings, "plan.horizon", &plan.horizon, &(s(10)..=s(600)), why);
+    check_range(findings, "plan.critical_copies", &plan.critical_copies, &(1..=2), "a third copy helps nobody");
     check_range(findings, "plan.fineness", &plan.fineness, &(0.5..=2.0), "below 1 is fresher, above 1 is finer");
 }
 

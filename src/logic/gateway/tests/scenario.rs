@@ -36,6 +36,7 @@ pub(super) struct Scenario {
     pub(super) ack_record: bool,
     pub(super) inflight_max: u16,
     pub(super) uplinks: usize,
+    pub(super) critical_copies: u8,
     /// One way, without the queue, and how much it varies.
     pub(super) delay_us: u64,
     pub(super) jitter_us: u64,
@@ -60,6 +61,7 @@ impl Scenario {
             ack_record: false,
             inflight_max: 1024,
             uplinks: 1,
+            critical_copies: 1,
             delay_us: 20_000,
             jitter_us: 5_000,
             bytes_per_s: 4 << 20,
@@ -132,7 +134,8 @@ impl Scenario {
             limits,
             ack_record: rng.percent(50),
             inflight_max: rng.pick(&[60, 100, 1024]),
-            uplinks: if rng.percent(20) { 2 } else { 1 },
+            uplinks: if rng.percent(30) { rng.range(2, 3) as usize } else { 1 },
+            critical_copies: rng.range(1, 2) as u8,
             delay_us: rng.pick(&[1_000, 20_000, 50_000, 300_000]),
             jitter_us: rng.pick(&[100, 10_000, 100_000]),
             bytes_per_s: if fast { 10 << 20 } else { rng.pick(&[20_000, 100_000, 500_000]) },
@@ -157,6 +160,7 @@ impl Scenario {
             keep: None,
             model: None,
             ack_record: false,
+            zones: Vec::new(),
             value: None,
         };
         let mut streams: Vec<_> = Class::ALL.into_iter().map(raw).collect();
@@ -206,8 +210,9 @@ impl Scenario {
                 connect_us: 10_000_000,
                 backoff_us: (500_000, 4_000_000),
             },
-            uplinks: vec![UplinkPolicy { nominal_bps: 10_000_000 }; self.uplinks],
+            uplinks: (0..self.uplinks).map(|at| UplinkPolicy::free(&format!("way-{at}"), 10_000_000)).collect(),
             price: PriceLimits::default(),
+            critical_copies: self.critical_copies,
         }
     }
 }

@@ -11,9 +11,9 @@ use super::rng::Rng;
 use super::scenario::{Scenario, Trouble};
 use super::store::Store;
 use crate::block::Codec;
-use crate::ids::BlockKey;
+use crate::ids::{BlockKey, VoidReason};
 use crate::ingest::ConnId;
-use crate::ingest::Verdict;
+use crate::ingest::{Scored, Verdict};
 use crate::lanes::Durability;
 use crate::mqtt::UserIndex;
 use crate::ranges::RangeSet;
@@ -85,6 +85,8 @@ pub(super) struct Tally {
     pub(super) commits: u64,
     pub(super) puts: u64,
     pub(super) sent_blocks: u64,
+    /// When a block last went by each of the first two uplinks.
+    pub(super) sent_us: [u64; 2],
     pub(super) pubacks: u64,
 }
 
@@ -156,6 +158,14 @@ pub(super) struct World {
     fates: BTreeMap<u64, Fate>,
     acked: BTreeMap<u64, Epoch>,
     sends: BTreeMap<u64, u32>,
+    /// Windows being scored, by job.
+    windows: BTreeMap<u64, Vec<f32>>,
+    pub(super) failed_windows: u64,
+    /// What an operator would have heard.
+    pub(super) told: Vec<Event>,
+    pub(super) told_us: Vec<u64>,
+    /// When each record that was written came.
+    came_us: BTreeMap<(Epoch, Class, u64), u64>,
     /// PUBACKs that only voids explain.
     excused: BTreeMap<(Epoch, Class), BTreeSet<u64>>,
     crashed: Vec<Epoch>,
@@ -195,6 +205,11 @@ impl World {
             fates: BTreeMap::new(),
             acked: BTreeMap::new(),
             sends: BTreeMap::new(),
+            windows: BTreeMap::new(),
+            failed_windows: 0,
+            told: Vec::new(),
+            told_us: Vec::new(),
+            came_us: BTreeMap::new(),
             excused: BTreeMap::new(),
             crashed: Vec::new(),
             stopping: false,
@@ -278,7 +293,9 @@ impl World {
             Ev::Inferred { run, job } if run == self.run => {
                 let verdict = Verdict { label: "x".into(), score: 0.5, confidence: 0.75 };
                 let verdict = (!self.rng.percent(5)).then_some(verdict);
-                self.input(Input::Inferred { job, verdict });
+                let window = self.windows.remove(&job).expect("a job has its window");
+                self.failed_windows += u64::from(verdict.is_none());
+                self.input(Input::Inferred(Scored { job, window, verdict }));
             }
             Ev::Committed { run } if run == self.run => self.committed(),
             Ev::Loaded { run, key } if run == self.run => {
@@ -345,7 +362,7 @@ impl World {
         let held = self.store.held();
         let voids: Vec<_> = self.store.voids.values().copied().collect();
         let found = Found { held: &held, voids: &voids, damaged: &[] };
-        let start = Start { epoch: self.epoch, seed: self.epoch.0, software: "test", found };
+        let start = Start { epoch: self.epoch, seed: self.epoch.0, software: "test", found, budgets: &[] };
         self.gateway = Some(Gateway::new(self.moment(), self.scenario.policy(), &start).expect("sound filters"));
         self.outputs(None);
     }
@@ -427,12 +444,14 @@ impl World {
                     self.after(wait, Ev::Authenticated(conn.0));
                 }
                 Output::Infer(job) => {
+                    self.windows.insert(job.job, job.window);
                     let (wait, run) = (self.rng.range(500, 40_000), self.run);
                     self.after(wait, Ev::Inferred { run, job: job.job });
                 }
                 Output::Commit(request) => {
                     assert!(self.committing.is_none(), "one transaction at a time");
                     assert!(!request.is_empty());
+                    self.check_ages(&request);
                     self.tally.commits += 1;
                     self.tally.puts += request.puts.len() as u64;
                     self.committing = Some(request);
@@ -458,7 +477,10 @@ impl World {
                         self.abandon(session);
                     }
                 }
-                Output::Event(_) => {}
+                Output::Event(event) => {
+                    self.told_us.push(self.now);
+                    self.told.push(event);
+                }
             }
         }
         self.check();
@@ -473,6 +495,25 @@ impl World {
         let slack = self.clients.len() as u64 * 70_000 + 20_000;
         let max = self.scenario.limits.memory_bytes + slack;
         assert!(memory <= max, "{memory} bytes in memory, more than {max}");
+    }
+
+    /// No record expires before its TTL.
+    fn check_ages(&mut self, request: &CommitRequest) {
+        for put in &request.puts {
+            let (_, records) = self.codec.open(&put.block).expect("a sound block");
+            let key = put.header.key;
+            for record in records {
+                let record = record.expect("a sound record");
+                self.came_us.insert((key.epoch, key.lane, record.seq), record.at_us);
+            }
+        }
+        for void in request.voids.iter().filter(|void| void.reason == VoidReason::Expired) {
+            let ttl_us = self.scenario.lanes[void.key.lane.index()].ttl_us.expect("without a TTL nothing expires");
+            let seq = |seq| (void.key.epoch, void.key.lane, seq);
+            if let Some((key, at_us)) = self.came_us.range(seq(void.key.first_seq)..=seq(void.last_seq)).next_back() {
+                assert!(at_us + ttl_us <= self.now, "{key:?} expired {} us after it came", self.now - at_us);
+            }
+        }
     }
 
     fn committed(&mut self) {
@@ -740,16 +781,18 @@ impl World {
 
     fn send_block(&mut self, uplink: usize, flow: LaneStream, block: Bytes) {
         self.tally.sent_blocks += 1;
+        if let Some(at_us) = self.tally.sent_us.get_mut(uplink) {
+            *at_us = self.now;
+        }
         self.covered.backlog_blocks += u64::from(flow.backlog);
         let class = flow.lane;
         let gateway = self.gateway.as_ref().expect("it has just spoken");
-        let (credits, under_way) =
-            (gateway.uplinks()[uplink].credits(self.now)[class.index()], gateway.lanes().status(class).under_way_bytes);
+        let credits = gateway.uplinks()[uplink].credits(self.now)[class.index()];
+        let under_way = gateway.lanes().under_way_bytes(uplink as u8)[class.index()];
         assert!(credits > 0, "a block of {class:?} is sent without credit");
         // One block more: of incompressible records it may be larger than was expected.
         let block_max = self.scenario.limits.block_target_bytes as u64 + 4_096;
-        let links = self.links.len() as u64;
-        assert!(under_way <= links * (credits + block_max), "{under_way} bytes under way, credit {credits}");
+        assert!(under_way <= credits + block_max, "{under_way} bytes under way, credit {credits}");
         let Some(session) = self.links[uplink].session else { return };
         let open = self.sessions.get_mut(&session).expect("kept");
         if open.gateway_has_it {
@@ -864,6 +907,11 @@ impl World {
     }
 
     // ---- trouble
+
+    /// Lets nothing through on a link for a while; its connection stays as it is.
+    pub(super) fn stall(&mut self, uplink: usize, len_us: u64) {
+        self.links[uplink].stalled_until = self.now + len_us;
+    }
 
     fn trouble(&mut self, trouble: Trouble, len: u64) {
         let uplink = self.rng.range(0, self.links.len() as u64 - 1) as usize;

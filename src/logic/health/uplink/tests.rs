@@ -307,10 +307,10 @@ fn who_stops_looking_at_the_transport_still_sees_a_cut() {
     health.connected(0);
     health.path(100_000, &PathStats { rtt_us: 30_000, received_packets: 1, sent_packets: 1, ..PathStats::default() });
     health.pinged(60 * SECOND_US);
-    health.tick(60 * SECOND_US + 999_999, false);
+    health.tick(60 * SECOND_US + 799_999, false);
     assert_eq!(health.estimate(60 * SECOND_US).state, UplinkState::Yellow);
-    assert_eq!(health.deadline_us(60 * SECOND_US + 999_999), Some(61 * SECOND_US));
-    health.tick(61 * SECOND_US, false);
+    assert_eq!(health.deadline_us(60 * SECOND_US + 799_999), Some(60 * SECOND_US + 800_000));
+    health.tick(60 * SECOND_US + 800_000, false);
     assert_eq!(health.estimate(61 * SECOND_US).state, UplinkState::Red);
 }
 

@@ -45,11 +45,11 @@ fn an_acknowledged_message_that_is_nowhere_is_lost() {
 
 #[test]
 fn what_was_given_up_with_a_reason_is_not_lost() {
-    let evidence = Evidence { evicted: [0, 0, 0, 2], expired: [0, 0, 0, 1], ..Evidence::default() };
-    let logs = [log(Kind::Log, vec![sent(0.0, 0); 4])];
+    let evidence = Evidence { evicted: [0, 0, 0, 2], expired: [0, 0, 0, 1], thinned: [0, 0, 0, 3], ..Evidence::default() };
+    let logs = [log(Kind::Log, vec![sent(0.0, 0); 7])];
     let judgement = judge(&logs, &[], &evidence, &Commits::default());
     let bulk = &judgement.classes[Class::Bulk.index()];
-    assert_eq!((bulk.lost, bulk.evicted, bulk.expired), (1, 2, 1));
+    assert_eq!((bulk.lost, bulk.evicted, bulk.expired, bulk.thinned), (1, 2, 1, 3));
 }
 
 #[test]

@@ -1,4 +1,4 @@
-use weir_host::units::{BitRate, Bytes, Duration};
+use weir_host::units::Bytes;
 
 use super::*;
 use crate::link::profile::{LinkProfile, OutageDirection};
@@ -218,6 +218,32 @@ fn the_link_can_be_forced_down_and_slowed() {
     assert_eq!(model.packet(0, PAYLOAD), Fate::Deliver { at_us: 40_000 + (WIRE_BITS * 2.0).ceil() as u64 });
     model.scale_rate(Ratio::from_percent(0));
     assert!(matches!(model.packet(100_000, PAYLOAD), Fate::Deliver { .. }), "no rate is so small that it hangs");
+}
+
+#[test]
+fn rate_loss_and_delay_can_be_forced_and_given_back() {
+    let mut model = LinkModel::new(&profile(5), Direction::Up, 1);
+    model.force_rate(Some(BitRate::from_bits_per_s(1_000_000)));
+    model.force_delay(Some(Duration::from_millis(200)));
+    assert_eq!(model.bits_per_s(0), 1_000_000);
+    let own_us = WIRE_BITS.ceil() as u64;
+    assert_eq!(model.packet(0, PAYLOAD), Fate::Deliver { at_us: 200_000 + own_us });
+    model.force_loss(Some(Ratio::from_percent(90)));
+    let lost = (0..1_000).filter(|n| model.packet(1_000_000 + n * 20_000, PAYLOAD) == Fate::Drop(DropReason::Loss)).count();
+    assert!((850..=950).contains(&lost), "{lost} of 1000");
+    model.force_rate(None);
+    model.force_loss(None);
+    model.force_delay(None);
+    let own_us = (WIRE_BITS / 5.0).ceil() as u64;
+    assert_eq!(model.packet(30_000_000, PAYLOAD), Fate::Deliver { at_us: 30_000_000 + own_us + 40_000 });
+}
+
+#[test]
+fn an_ip_packet_counts_as_long_as_it_is() {
+    let mut model = LinkModel::new(&profile(5), Direction::Up, 1).of_ip_packets();
+    assert!(matches!(model.packet(0, 1_500), Fate::Deliver { .. }));
+    assert_eq!(model.packet(0, 1_501), Fate::Drop(DropReason::TooLarge));
+    assert_eq!(model.queued_bytes(0), 1_500);
 }
 
 #[test]

@@ -1,9 +1,13 @@
-use std::net::UdpSocket as StdSocket;
+use std::{net::UdpSocket as StdSocket, time::Duration};
 
-use weir_host::units::{BitRate, Bytes, Duration as Span};
+use weir_host::units::{BitRate, Bytes, Duration as Span, Ratio};
 
 use super::*;
-use crate::link::profile::{LinkSide, Outage};
+use crate::link::{
+    gate::UdpPolicy,
+    profile::{LinkSide, Outage},
+    thread::LinkStats,
+};
 
 /// Longest that anything here may take.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -29,12 +33,12 @@ fn socket_at(addr: SocketAddr) -> StdSocket {
 }
 
 /// Waits until the statistics say so.
-fn wait(relay: &RelayThread, is_reached: impl Fn(&RelayStats) -> bool) -> RelayStats {
+fn wait(relay: &RelayThread, is_reached: impl Fn(&LinkStats) -> bool) -> LinkStats {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    let mut stats_rx = relay.watch();
+    let mut stats_rx = relay.link().watch();
     runtime.block_on(async {
         let reached = tokio::time::timeout(PATIENCE, stats_rx.wait_for(|stats| is_reached(stats))).await;
-        *reached.unwrap_or_else(|_| panic!("never reached: {:?}", relay.stats())).unwrap()
+        *reached.unwrap_or_else(|_| panic!("never reached: {:?}", relay.link().stats())).unwrap()
     })
 }
 
@@ -95,19 +99,37 @@ fn a_link_forced_down_carries_nothing_until_it_is_given_back() {
     let cloud = loopback();
     let relay = relay(cloud.local_addr().unwrap(), profile(LinkSide::default()));
     let sender = socket_at(relay.addr());
-    relay.force_down(true);
+    relay.link().force_down(true);
     let stats = wait(&relay, |stats| !stats.is_up);
     assert_eq!(stats.up.bits_per_s, 0);
     sender.send(b"into the void").unwrap();
     wait(&relay, |stats| stats.up.counts.outage_packets == 1);
-    relay.force_down(false);
-    relay.scale_rate(Ratio::from_percent(50));
+    relay.link().force_down(false);
+    relay.link().scale_rate(Ratio::from_percent(50));
     let stats = wait(&relay, |stats| stats.is_up && stats.up.bits_per_s == 2_500_000);
     assert!(stats.down_us > 0 && stats.down_us <= stats.elapsed_us);
     sender.send(b"hello").unwrap();
     let mut buffer = [0; 100];
     let len = cloud.recv(&mut buffer).unwrap();
     assert_eq!(&buffer[..len], b"hello");
+}
+
+#[test]
+fn a_network_that_throttles_udp_lets_handshakes_through_and_soon_no_data() {
+    let cloud = loopback();
+    let side = LinkSide { delay: Span::ZERO, ..LinkSide::default() };
+    let relay = relay(cloud.local_addr().unwrap(), profile(side));
+    relay.link().control(|control| control.udp = UdpPolicy::Throttled);
+    let sender = socket_at(relay.addr());
+    // Long headers begin with a bit that short ones lack.
+    for first in std::iter::repeat_n(0x43, 20).chain([0xc3]) {
+        sender.send(&[first, 0, 0]).unwrap();
+    }
+    let stats = wait(&relay, |stats| stats.up.counts.delivered_packets + stats.refused_packets == 21);
+    assert!((2..=10).contains(&stats.up.counts.delivered_packets), "{stats:?}");
+    let mut buffer = [0; 100];
+    let received = (0..stats.up.counts.delivered_packets).map(|_| cloud.recv(&mut buffer).map(|_| buffer[0]).unwrap());
+    assert_eq!(received.last(), Some(0xc3), "a handshake passes whatever came before");
 }
 
 #[test]
