@@ -33,7 +33,7 @@ struct Sum {
 }
 
 /// Seconds that a block takes the uplink, and what the shell holds for it; see [`Lanes::set_pace`].
-const BLOCK_S: f64 = 0.25;
+const BLOCK_S: f64 = 0.5;
 const UNWRITTEN_S: f64 = 0.1;
 /// A block's header and compression are not worth less.
 const BLOCK_BYTES_MIN: usize = 8 * 1024;

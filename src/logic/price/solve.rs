@@ -22,10 +22,10 @@ pub struct Cohort {
 }
 
 /// Horizons that have a price of their own.
-pub const HORIZONS: usize = 10;
+pub const HORIZONS: usize = 13;
 /// They lie at these parts of [`PriceLimits::horizon_us`]: at 1, 2, 3, 5, 8, 12, 20, 30, 45 and 60 s of a minute. A coarse
 /// grid is worse than a single price (measured in the prototype).
-const HORIZON_PARTS: [u64; HORIZONS] = [1, 2, 3, 5, 8, 12, 20, 30, 45, 60];
+const HORIZON_PARTS: [u64; HORIZONS] = [1, 2, 3, 5, 8, 12, 20, 30, 45, 60, 100, 180, 300];
 
 /// What a byte costs, by the time that is left to its record.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
@@ -86,7 +86,7 @@ pub struct PriceLimits {
 impl Default for PriceLimits {
     /// From the sensitivity table of the prototype.
     fn default() -> Self {
-        PriceLimits { horizon_us: 60_000_000, drain_us: 8_000_000, kappa: 1.0, hysteresis: 0.25, hold_us: 3_000_000 }
+        PriceLimits { horizon_us: 300_000_000, drain_us: 8_000_000, kappa: 1.0, hysteresis: 0.25, hold_us: 3_000_000 }
     }
 }
 
@@ -129,6 +129,8 @@ struct Cell {
     drain_bytes: f64,
 }
 
+/// A price lies so far above the step that it is to take, that rounding cannot undo it.
+const TAKEN: f64 = 1.0 + 1e-10;
 /// In time, late, and worth nothing any more.
 const LATE: usize = 3;
 
@@ -331,7 +333,7 @@ impl Solver {
                 break;
             }
             need -= saved(step);
-            lambda = step.slope;
+            lambda = step.slope * TAKEN;
         }
         lambda
     }
