@@ -88,9 +88,13 @@ impl Gateway {
 
     fn reprice(&mut self, now_us: u64, at_once: bool) {
         let limits = self.policy.price;
-        let pace: Vec<f64> = self.health.iter().map(|health| health.estimate(now_us).capacity_bps / 8.0).collect();
+        let pace = self.health.iter().map(|health| {
+            let estimate = health.estimate(now_us);
+            estimate.goodput_bps.clamp(DRAIN_RATE_PART * estimate.capacity_bps, estimate.capacity_bps) / 8.0
+        });
+        let pace: Vec<f64> = pace.collect();
         let in_use = &self.plan.uplinks[Class::Normal.index()];
-        self.lanes.set_pace(&pace, in_use.iter().copied().filter(|&uplink| self.uplinks[usize::from(uplink)].is_up()));
+        self.lanes.set_pace(now_us, &pace, in_use.iter().copied().filter(|&uplink| self.uplinks[usize::from(uplink)].is_up()));
         let of_class = |class: Class| self.policy.streams.iter().position(|stream| stream.class == class).map(|at| at as u16);
         let waiting = self.lanes.waiting(now_us, self.policy.streams.len(), of_class);
         let (arrived, ratio) = self.lanes.take_arrived();

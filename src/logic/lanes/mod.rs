@@ -28,6 +28,7 @@ use bytes::Bytes;
 
 use crate::block::{BlockHeader, Codec, NewRecord};
 use crate::ids::{BlockKey, Class, Epoch, PerClass, Void, VoidReason};
+use crate::price::Wait;
 use crate::store::{Held, SeqRange};
 use crate::thin::Thinner;
 
@@ -134,6 +135,8 @@ pub struct LaneStatus {
 #[derive(Debug)]
 pub struct Lanes {
     limits: LanesLimits,
+    /// How long what is handed over now will take to come, see [`Lanes::set_pace`].
+    ahead_us: u64,
     /// Raw bytes at which a block is sealed now, see [`Lanes::set_pace`].
     block_bytes: usize,
     /// Order of epochs by age; the last is the present one.
@@ -232,6 +235,7 @@ impl Lanes {
                 fragmented: false,
                 send: Send::Queued,
                 waits_since_us: now_us,
+                gone_us: Wait::FOR_EVER,
                 parts: Box::default(),
             };
             lanes[header.key.lane.index()].insert((order as u32, header.key.first_seq), block);
@@ -245,6 +249,7 @@ impl Lanes {
         epochs.push(epoch);
         let mut lanes = Lanes {
             limits,
+            ahead_us: 0,
             block_bytes: limits.block_target_bytes,
             epochs,
             lanes,
@@ -369,6 +374,7 @@ impl Lanes {
             fragmented: std::mem::take(&mut lane.staging_fragmented),
             send: Send::Queued,
             waits_since_us,
+            gone_us: lane.growth.gone_us,
             parts: lane.take_parts(bytes_len),
         };
         lane.insert(position, block);

@@ -681,7 +681,7 @@ fn what_is_worth_less_than_its_bytes_is_thinned_when_it_is_sent_and_kept_whole_u
     let mut lanes = Lanes::new(0, Epoch(9), [policy(Durability::Through); 4], LIMITS, Found::default(), thinner);
     lanes.set_uplink_up(0, true);
     let plan = priced();
-    assert_eq!(plan.level(1, 0), Some(Level::Thin4));
+    assert_eq!(plan.level(1, crate::price::Wait::of_age(0)), Some(Level::Thin4));
     for _ in 0..16 {
         push_of(&mut lanes, 0, Class::Normal, 1, 100);
         push_of(&mut lanes, 0, Class::Normal, 2, 100);

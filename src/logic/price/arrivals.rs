@@ -29,6 +29,9 @@ pub struct Arrivals {
 
 /// Time constant of the averages, in seconds: the optimum of the prototype is flat from one minute to a quarter of an hour.
 const WINDOW_S: f64 = 300.0;
+/// The first seconds, and what they weigh beside those after them.
+const FIRST_S: f64 = 20.0;
+const FIRST_WEIGHT_S: f64 = 120.0;
 /// Time constant of what counts as now: longer than the lumps in which many sensors send.
 const NOW_S: f64 = 15.0;
 /// How long a burst is expected to go on.
@@ -48,8 +51,10 @@ impl Arrivals {
         }
         self.at_us = now_us;
         self.counted_s += step_s;
-        let gain = |window_s: f64| (step_s / self.counted_s.min(window_s)).min(1.0);
-        let (mean_gain, now_gain) = (gain(WINDOW_S), gain(NOW_S));
+        let gain = |window_s: f64| (step_s / window_s).min(1.0);
+        // What came first is taken for the rule until much more is known: a burst soon after the start is none.
+        let known_s = if self.counted_s <= FIRST_S { self.counted_s } else { self.counted_s + FIRST_WEIGHT_S - FIRST_S };
+        let (mean_gain, now_gain) = (gain(known_s.min(WINDOW_S)), gain(self.counted_s.min(NOW_S)));
         for (at, rate) in self.rates.iter_mut().enumerate() {
             let now = bytes.get(at).copied().unwrap_or(0) as f64 * scale / step_s;
             rate.mean += mean_gain * (now - rate.mean);

@@ -18,7 +18,7 @@ pub use ladder::{Ladder, LadderError, Level};
 pub use solve::{
     Capacity, Cohort, Explanation, HORIZONS, Market, Paid, PriceLimits, Prices, Solver, horizon_end_us,
 };
-pub use value::{Lateness, StreamValue};
+pub use value::{Lateness, StreamValue, Wait};
 
 mod arrivals;
 mod ladder;

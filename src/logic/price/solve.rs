@@ -8,7 +8,7 @@
 use std::ops::RangeInclusive;
 
 use super::arrivals::Expected;
-use super::{Level, StreamValue};
+use super::{Level, StreamValue, Wait};
 
 /// Records of one stream and about one age that wait.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -17,8 +17,8 @@ pub struct Cohort {
     pub stream: u16,
     /// Bytes they would take raw.
     pub bytes: f64,
-    /// Their age in microseconds.
-    pub age_us: u64,
+    /// How long they have waited, and can.
+    pub wait: Wait,
 }
 
 /// Horizons that have a price of their own.
@@ -86,7 +86,7 @@ pub struct PriceLimits {
 impl Default for PriceLimits {
     /// From the sensitivity table of the prototype.
     fn default() -> Self {
-        PriceLimits { horizon_us: 300_000_000, drain_us: 8_000_000, kappa: 1.0, hysteresis: 0.25, hold_us: 3_000_000 }
+        PriceLimits { horizon_us: 300_000_000, drain_us: 8_000_000, kappa: 1.0, hysteresis: 0.1, hold_us: 1_000_000 }
     }
 }
 
@@ -253,10 +253,10 @@ impl Solver {
         self.cells.resize(market.values.len(), Default::default());
         for cohort in market.waiting {
             let value = market.values[usize::from(cohort.stream)];
-            let left_us = value.and_then(|value| value.lateness.left_us(cohort.age_us));
+            let left_us = value.and_then(|value| value.left_us(cohort.wait));
             // What may wait longer than the horizon is due in it in part.
             let part = left_us.map_or(1.0, |left_us| (horizon_us as f64 / (left_us as f64).max(1.0)).min(1.0));
-            let late = value.map_or(0, |value| match value.lateness.factor(cohort.age_us) {
+            let late = value.map_or(0, |value| match value.lateness.factor(cohort.wait.age_us) {
                 factor if factor >= 1.0 => 0,
                 factor if factor > 0.0 => 1,
                 _ => 2,
@@ -364,7 +364,7 @@ mod tests {
         let bytes = |cohort: &Cohort| {
             let part = match values[usize::from(cohort.stream)] {
                 Some(value) if !value.is_exempt => {
-                    best(&value.ladder, value.weight_at(cohort.age_us), lambda).map_or(0.0, Level::bytes)
+                    best(&value.ladder, value.weight_at(cohort.wait.age_us), lambda).map_or(0.0, Level::bytes)
                 }
                 _ => 1.0,
             };
@@ -403,7 +403,7 @@ mod tests {
         fn the_price_is_the_lowest_at_which_all_fits(values in values(), cohorts in cohorts(), share in 0.0f64..1.2) {
             let cohorts: Vec<Cohort> = cohorts
                 .into_iter()
-                .map(|(stream, bytes, age_us)| Cohort { stream: stream % values.len() as u16, bytes, age_us })
+                .map(|(stream, bytes, age_us)| Cohort { stream: stream % values.len() as u16, bytes, wait: Wait::of_age(age_us) })
                 .collect();
             let limit = share * demand_bytes(&values, &cohorts, 0.0);
             let found = solve(&values, &cohorts, limit, 0.0);
@@ -423,7 +423,7 @@ mod tests {
         ) {
             let cohorts: Vec<Cohort> = cohorts
                 .into_iter()
-                .map(|(stream, bytes, age_us)| Cohort { stream: stream % values.len() as u16, bytes, age_us })
+                .map(|(stream, bytes, age_us)| Cohort { stream: stream % values.len() as u16, bytes, wait: Wait::of_age(age_us) })
                 .collect();
             let price = |cohorts: &[Cohort], limit| solve(&values, cohorts, limit, limit).lambda;
             let before = price(&cohorts, limit);
@@ -453,7 +453,7 @@ mod tests {
         let market = Market { values: &values, waiting: &[], expected: &expected, capacity };
         let idle = solver.solve(0, &limits, market, None, true);
         assert!(idle.lambda_plan > 0.0 && idle.lambda_drain == 0.0 && idle.lambda == 0.0, "{idle:?}");
-        let waiting = [Cohort { stream: 0, bytes: 100_000.0, age_us: 0 }];
+        let waiting = [Cohort { stream: 0, bytes: 100_000.0, wait: Wait::of_age(0) }];
         let busy = solver.solve(0, &limits, Market { waiting: &waiting, ..market }, None, true);
         assert!(busy.lambda > 0.0, "{busy:?}");
     }
@@ -462,7 +462,7 @@ mod tests {
     fn the_price_holds_still_until_it_would_move_far_and_falls_only_after_the_hold_down() {
         let limits = PriceLimits::default();
         let price = |solver: &mut Solver, now_us: u64, weight: f64, at_once| {
-            let waiting = [Cohort { stream: 0, bytes: 100_000.0, age_us: 0 }];
+            let waiting = [Cohort { stream: 0, bytes: 100_000.0, wait: Wait::of_age(0) }];
             let (values, expected) = (one(weight), [Expected::default()]);
             let capacity = Capacity { by_horizon: [30_000.0; HORIZONS], drain_bytes: 30_000.0 };
             let market = Market { values: &values, waiting: &waiting, expected: &expected, capacity };
@@ -488,7 +488,7 @@ mod tests {
         };
         let values = [value(10_000_000), value(60_000_000)];
         let waiting = |soon, later| {
-            [Cohort { stream: 0, bytes: soon, age_us: 0 }, Cohort { stream: 1, bytes: later, age_us: 0 }]
+            [Cohort { stream: 0, bytes: soon, wait: Wait::of_age(0) }, Cohort { stream: 1, bytes: later, wait: Wait::of_age(0) }]
         };
         let solve = |waiting: &[Cohort]| {
             let expected = [Expected::default(); 2];
