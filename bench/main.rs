@@ -1,8 +1,9 @@
-//! `weir-bench`: whole-path measurements on one machine, with real sockets, disk and database.
+//! `weir-bench`: measurements on one machine, of the whole path with real sockets, disk and database, and of the graph.
 //!
 //! Gateway and cloud are the real binaries in processes of their own, so that CPU time and memory are theirs alone.
 #![expect(clippy::print_stdout, reason = "a benchmark speaks to its user")]
 
+mod graph;
 mod outage;
 mod path;
 mod process;
@@ -28,6 +29,8 @@ enum Command {
     Outage(outage::Args),
     /// The gateway's binary and memory, with and without a model.
     Size(size::Args),
+    /// The health graph at fleet size: memory for each box, merges a second, common causes.
+    Graph(graph::Args),
 }
 
 fn main() -> anyhow::Result<()> {
@@ -35,5 +38,6 @@ fn main() -> anyhow::Result<()> {
         Command::Path(args) => path::run(&args),
         Command::Outage(args) => outage::run(&args),
         Command::Size(args) => size::run(&args),
+        Command::Graph(args) => graph::run(&args),
     }
 }

@@ -38,6 +38,8 @@ pub struct Config {
 pub struct Listen {
     /// UDP address for QUIC.
     pub quic: SocketAddr,
+    /// TCP address for TLS, for boxes whose UDP does not get here; `None` for none.
+    pub tls: Option<SocketAddr>,
 }
 
 /// `[tls]`
@@ -118,7 +120,7 @@ pub struct Log {
 
 impl Default for Listen {
     fn default() -> Self {
-        Listen { quic: SocketAddr::from(([0, 0, 0, 0], 4433)) }
+        Listen { quic: SocketAddr::from(([0, 0, 0, 0], 4433)), tls: None }
     }
 }
 
@@ -237,8 +239,10 @@ fn check(config: &Config, checker: &mut Checker<'_>) {
             checker.mistake(key, message, "the largest block there is must fit");
         }
     }
-    if config.limits.connections_max == 0 {
-        checker.mistake("limits.connections_max", "0 lets nobody in", "at least 1");
+    let (places, places_min) = (config.limits.connections_max, if config.listen.tls.is_some() { 2 } else { 1 });
+    if places < places_min {
+        let message = format!("{places} lets nobody in");
+        checker.mistake("limits.connections_max", message, format!("at least {places_min}; over TCP a box has two"));
     }
     if let Some(addr) = config.admin.http.filter(|addr| !addr.ip().is_loopback()) {
         checker.mistake(
@@ -264,7 +268,7 @@ mod tests {
         // Keys without a default are shown as comments.
         let all: String = SHIPPED.lines().map(|line| line.strip_prefix("#= ").unwrap_or(line).to_owned() + "\n").collect();
         let config = Config::parse("cloud.toml", &all).expect("commented keys are right too");
-        assert!(config.gateways.enrolled_file.is_some() && config.admin.unix.is_some());
+        assert!(config.gateways.enrolled_file.is_some() && config.admin.unix.is_some() && config.listen.tls.is_some());
     }
 
     #[test]
@@ -274,6 +278,18 @@ mod tests {
         let errors = Config::parse("x.toml", text).expect_err("six mistakes");
         let lines: Vec<_> = errors.errors().iter().map(|error| error.line).collect();
         assert_eq!(lines, [2, 3, 5, 6, 8, 10], "{errors}");
+    }
+
+    #[test]
+    fn over_tcp_a_box_needs_two_places() {
+        let text = |tls: &str, places: usize| format!("[listen]\n{tls}\n[limits]\nconnections_max = {places}\n");
+        assert!(Config::parse("x.toml", &text("", 1)).is_ok());
+        for (tls, places) in [("", 0), ("tls = '0.0.0.0:443'", 1)] {
+            let errors = Config::parse("x.toml", &text(tls, places)).expect_err("too few");
+            assert!(errors.errors()[0].line == 4 && errors.to_string().contains("lets nobody in"), "{errors}");
+        }
+        let errors = Config::parse("x.toml", &text("tls = 'cloud:443'", 2)).expect_err("a name is no address");
+        assert_eq!(errors.errors()[0].line, 2, "{errors}");
     }
 
     #[test]

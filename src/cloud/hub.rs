@@ -7,15 +7,14 @@
 //! A Hello is answered when the sink has read what is on record. Its answer comes on the same channel as its commits, so
 //! at that moment it is exactly what has been committed; epochs that were dropped from memory meanwhile are asked for again.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use quinn::Connection;
-use tokio::sync::{OwnedSemaphorePermit, mpsc, watch};
+use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot, watch};
 use weir_host::clock::unix_us;
 use weir_host::notify::Notify;
 use weir_host::shutdown::Shutdown;
@@ -24,8 +23,9 @@ use weir_logic::ids::{Class, Epoch, PerClass};
 use weir_logic::receive::{Alert, CloseCode, Counters, Input, Known, Now, Output, Receiver, SessionId};
 use weir_logic::wire::{Body, Hello, LaneStream};
 
+use crate::graph::{GlobalGraph, Load};
 use crate::metrics::Metrics;
-use crate::session;
+use crate::session::Transport;
 use crate::sink::{Job, Sink, SinkEvent, Work};
 use crate::status::{AlertStatus, GatewayStatus, LaneStatus, SessionStatus, SinkStatus, Status};
 
@@ -37,10 +37,30 @@ const OVERLOAD_PERCENT: (u64, u64) = (75, 25);
 /// What connections tell the hub.
 #[derive(Debug)]
 pub(crate) enum ToHub {
-    Hello { session: SessionId, hello: Hello, peer: Peer },
-    Control { session: SessionId, body: Body },
-    Block { session: SessionId, stream: LaneStream, header: BlockHeader, block: Bytes, room: OwnedSemaphorePermit },
-    Closed { session: SessionId, gateway: Arc<str> },
+    /// Somebody wants the global graph, as JSON.
+    GraphAsked {
+        answer_tx: oneshot::Sender<Result<String, String>>,
+    },
+    Hello {
+        session: SessionId,
+        hello: Hello,
+        peer: Peer,
+    },
+    Control {
+        session: SessionId,
+        body: Body,
+    },
+    Block {
+        session: SessionId,
+        stream: LaneStream,
+        header: BlockHeader,
+        block: Bytes,
+        room: OwnedSemaphorePermit,
+    },
+    Closed {
+        session: SessionId,
+        gateway: Arc<str>,
+    },
 }
 
 /// The hub's end of a connection.
@@ -48,7 +68,7 @@ pub(crate) enum ToHub {
 pub(crate) struct Peer {
     pub(crate) gateway: Arc<str>,
     pub(crate) remote: SocketAddr,
-    pub(crate) connection: Connection,
+    pub(crate) transport: Transport,
     pub(crate) control_tx: mpsc::Sender<Body>,
     /// Set when the Hello was accepted: only then the connection reads on.
     pub(crate) ready_tx: watch::Sender<bool>,
@@ -78,6 +98,9 @@ pub(crate) struct Hub {
     alerts: VecDeque<AlertStatus>,
     started: Instant,
     transactions_seen: u64,
+    /// Transactions and the microseconds that they took, when our own load was last told.
+    commits_seen: (u64, u64),
+    graph: GlobalGraph,
 }
 
 struct Gateway {
@@ -93,7 +116,7 @@ struct Session {
 }
 
 impl Hub {
-    pub(crate) fn new(links: Links, credit_bytes: u64, gateways_cached: usize) -> Self {
+    pub(crate) fn new(links: Links, graph: GlobalGraph, credit_bytes: u64, gateways_cached: usize) -> Self {
         Hub {
             links,
             gateways: BTreeMap::new(),
@@ -107,6 +130,8 @@ impl Hub {
             alerts: VecDeque::new(),
             started: Instant::now(),
             transactions_seen: 0,
+            commits_seen: (0, 0),
+            graph,
         }
     }
 
@@ -148,6 +173,11 @@ impl Hub {
                 self.sessions.insert(session, Session { peer, opening: None });
                 self.load(session, hello, Vec::new());
             }
+            ToHub::GraphAsked { answer_tx } => {
+                // Who has not waited does not want to know.
+                let _ = answer_tx.send(self.graph.json(self.now().mono_us));
+            }
+            ToHub::Control { session, body: Body::Digest(digest) } => self.digest(session, &digest.digest),
             ToHub::Control { session, body } => {
                 if let Some(gateway) = self.sessions.get(&session).map(|session| session.peer.gateway.clone()) {
                     self.feed(&gateway, Input::Control { session, body }, None);
@@ -161,6 +191,34 @@ impl Hub {
             ToHub::Closed { session, gateway } => {
                 self.sessions.remove(&session);
                 self.feed(&gateway, Input::Closed { session }, None);
+            }
+        }
+    }
+
+    /// A gateway's part of the health graph, or what has changed in it.
+    fn digest(&mut self, id: SessionId, digest: &[u8]) {
+        let Some(gateway) = self.sessions.get(&id).map(|session| session.peer.gateway.clone()) else { return };
+        if let Some(answer) = self.graph.merge(self.now().mono_us, &gateway, digest) {
+            self.say(id, answer);
+        }
+    }
+
+    /// Looks for what boxes have in common, and tells those that it concerns.
+    fn advise(&mut self) {
+        let now_us = self.now().mono_us;
+        let (count, us) = (self.links.metrics.sink_transactions.load(Relaxed), self.links.metrics.sink_commit_seconds.micros());
+        let (count_before, us_before) = std::mem::replace(&mut self.commits_seen, (count, us));
+        let commit_us = us.saturating_sub(us_before).checked_div(count.saturating_sub(count_before));
+        let load = Load { queue_percent: self.links.sink.fill_percent(), stalled: self.stalled.is_some(), commit_us };
+        self.graph.tick(now_us, load);
+        let mut told: BTreeSet<Arc<str>> = BTreeSet::new();
+        let sessions: Vec<_> = self.sessions.iter().map(|(&id, session)| (id, session.peer.gateway.clone())).collect();
+        // The newest session of each gateway is the one most likely to live.
+        for (id, gateway) in sessions.into_iter().rev() {
+            if told.insert(gateway.clone())
+                && let Some(advice) = self.graph.advice(now_us, &gateway)
+            {
+                self.say(id, advice);
             }
         }
     }
@@ -205,6 +263,7 @@ impl Hub {
         for output in outputs {
             let work = match output {
                 Output::Send { session, body } => {
+                    let body = self.graph.stamped(name, body);
                     self.say(session, body);
                     continue;
                 }
@@ -273,7 +332,7 @@ impl Hub {
     fn close(&mut self, id: SessionId, code: CloseCode, reason: &str) {
         if let Some(session) = self.sessions.remove(&id) {
             tracing::warn!(gateway = %session.peer.gateway, session = id.0, reason, "session closed");
-            session::close(&session.peer.connection, code, reason);
+            session.peer.transport.close(code, reason);
         }
     }
 
@@ -323,6 +382,7 @@ impl Hub {
 
     fn tick(&mut self) {
         self.feed_all(&Input::Tick);
+        self.advise();
         self.retire();
         self.publish();
         let transactions = self.links.metrics.sink_transactions.load(Relaxed);
@@ -353,7 +413,7 @@ impl Hub {
         let mut sessions: BTreeMap<&str, Vec<SessionStatus>> = BTreeMap::new();
         for (id, session) in &self.sessions {
             let of_gateway = sessions.entry(&session.peer.gateway).or_default();
-            of_gateway.push(SessionStatus { id: id.0, remote: session.peer.remote });
+            of_gateway.push(SessionStatus { id: id.0, remote: session.peer.remote, transport: session.peer.transport.name() });
         }
         let gateways_connected = sessions.len();
         let gateways = self.gateways.iter().map(|(name, gateway)| gateway.status(name, sessions.remove(&**name))).collect();
@@ -371,6 +431,7 @@ impl Hub {
             gateways,
             alerts: self.alerts.iter().cloned().collect(),
             counters,
+            graph: self.graph.status(),
         };
         self.links.status_tx.send_replace(Arc::new(status));
     }

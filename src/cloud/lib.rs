@@ -1,9 +1,10 @@
-//! The ingest side: gateways connect over QUIC, their blocks become rows in SQLite, and what is committed is acknowledged.
+//! The ingest side: gateways connect over QUIC, or TLS on TCP where that does not pass; their blocks become rows in SQLite, and
+//! what is committed is acknowledged.
 //!
 //! ```text
-//! quinn --> session (a task a connection) --> hub (all state) --> sink (a thread, SQLite)
-//!               ^          room in the queue    |   ^                  |
-//!               `------- control messages ------'   `---- commits -----'
+//! QUIC, TCP --> session (a task each) --> hub (all state) --> sink (a thread, SQLite)
+//!                  ^       room in the queue    |   ^                  |
+//!                  `------ control messages ----'   `---- commits -----'
 //! ```
 //!
 //! [`Cloud::open`] binds nothing: the caller brings the [`Sockets`], so that tests start the real thing on port 0.
@@ -16,29 +17,32 @@ pub mod schema;
 pub mod sink;
 pub mod status;
 
+mod graph;
 mod hub;
 mod session;
 
-use std::net::{SocketAddr, UdpSocket};
+use std::io;
+use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use quinn::{Endpoint, VarInt};
-use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
-use weir_host::admin::{Admin, AdminError, AdminSockets, Pages};
+use weir_host::admin::{Admin, AdminError, AdminSockets, Answer, JsonPage, Pages};
 use weir_host::notify::Notify;
 use weir_host::quic::{self, QuicError, Transport};
 use weir_host::shutdown::{self, Shutdown};
 use weir_host::tls::{self, ClientCerts, Credentials, IdentityError, Role, TlsError, TlsVersion, TrustRoots};
-use weir_logic::receive::{CloseCode, SessionId};
+use weir_logic::receive::CloseCode;
 use weir_logic::wire::ALPN;
 
 use crate::config::Config;
 use crate::enrol::{EnrolError, Enrolled};
-use crate::hub::{Hub, Links};
+use crate::graph::GlobalGraph;
+use crate::hub::{Hub, Links, ToHub};
 use crate::metrics::Metrics;
 use crate::schema::OpenError;
 use crate::session::Context;
@@ -68,12 +72,28 @@ pub enum RunError {
         /// Whose it is.
         found: String,
     },
+    /// Its name cannot stand in the health graph.
+    #[error("the name in tls.cert cannot be used: {0}; issue another with `weir pki issue cloud`")]
+    Name(String),
+    /// The system gives no randomness.
+    #[error("the system gives no random numbers")]
+    Random(#[source] getrandom::Error),
     /// The list of gateways.
     #[error(transparent)]
     Enrol(#[from] EnrolError),
     /// The UDP socket.
     #[error(transparent)]
     Quic(#[from] QuicError),
+    /// The TCP socket.
+    #[error(
+        "tcp address {addr} cannot be bound (another server may have it, and ports below 1024 need a right of their own: see `listen.tls`): {source}"
+    )]
+    Tcp {
+        /// The address asked for.
+        addr: SocketAddr,
+        /// The kernel's reason.
+        source: io::Error,
+    },
     /// The admin endpoint.
     #[error(transparent)]
     Admin(#[from] AdminError),
@@ -87,6 +107,8 @@ pub enum RunError {
 pub struct Sockets {
     /// For gateways.
     pub quic: UdpSocket,
+    /// For gateways whose UDP does not get here.
+    pub tls: Option<TcpListener>,
     /// For the operator.
     pub admin: AdminSockets,
     /// To the supervisor.
@@ -97,12 +119,14 @@ impl Sockets {
     /// Binds what the configuration names; without a supervisor.
     ///
     /// # Errors
-    /// `Quic` or `Admin` if an address cannot be had.
+    /// `Quic`, `Tcp` or `Admin` if an address cannot be had.
     pub fn bind(config: &Config) -> Result<Sockets, RunError> {
         let http = config.admin.http.map(weir_host::admin::bind_http).transpose()?;
         let unix = config.admin.unix.as_deref().map(weir_host::admin::bind_unix).transpose()?;
         let quic = quic::bind(config.listen.quic, None)?;
-        Ok(Sockets { quic, admin: AdminSockets { http, unix }, notify: Notify::default() })
+        let listen = |addr| TcpListener::bind(addr).map_err(|source| RunError::Tcp { addr, source });
+        let tls = config.listen.tls.map(listen).transpose()?;
+        Ok(Sockets { quic, tls, admin: AdminSockets { http, unix }, notify: Notify::default() })
     }
 }
 
@@ -117,6 +141,7 @@ pub async fn run(config: &Config, sockets: Sockets, shutdown: Shutdown) -> Resul
 /// The cloud side, open and not yet accepting.
 pub struct Cloud {
     endpoint: Endpoint,
+    tls: Option<(tokio::net::TcpListener, Arc<rustls::ServerConfig>)>,
     admin: Admin,
     hub: Hub,
     context: Arc<Context>,
@@ -134,7 +159,10 @@ impl Cloud {
     /// # Errors
     /// Any [`RunError`] but `Sink`.
     pub fn open(config: &Config, sockets: Sockets) -> Result<Cloud, RunError> {
-        let server_config = server_config(config)?;
+        let (tls_config, name) = tls_config(config)?;
+        let mut run = [0; 8];
+        getrandom::fill(&mut run).map_err(RunError::Random)?;
+        let graph = GlobalGraph::new(&name, u64::from_le_bytes(run)).map_err(|err| RunError::Name(err.to_string()))?;
         let enrolled = enrol::read(&config.gateways)?;
         if enrolled.is_empty() {
             tracing::warn!("no gateway is enrolled, so none can connect; see [gateways] in the configuration");
@@ -146,19 +174,28 @@ impl Cloud {
         let queue_bytes = u32::try_from(config.limits.queue_bytes.get()).unwrap_or(u32::MAX);
         let (sink, sink_thread) = Sink::start(&config.layout(), pace, queue_bytes, metrics.clone(), events_tx)?;
         let (status_tx, status_rx) = watch::channel(Arc::new(Status::default()));
-        let admin = Admin::start(sockets.admin, pages(metrics.clone(), &status_rx))?;
         let (hub_tx, inbox_rx) = mpsc::channel(HUB_QUEUE_LEN);
+        let admin = Admin::start(sockets.admin, pages(metrics.clone(), &status_rx, hub_tx.downgrade()))?;
         let notify = Arc::new(sockets.notify);
         let links =
             Links { inbox_rx, sink_rx, sink: sink.clone(), status_tx, metrics: metrics.clone(), notify: notify.clone() };
-        let hub = Hub::new(links, config.limits.credit_bytes.get(), config.limits.gateways_cached);
+        let hub = Hub::new(links, graph, config.limits.credit_bytes.get(), config.limits.gateways_cached);
         let (enrolled_tx, enrolled_rx) = watch::channel(enrolled);
         let writers = mpsc::channel(1);
         let connection_bytes = config.limits.connection_bytes.get();
-        let context =
-            Arc::new(Context { hub_tx, enrolled_rx, sink, metrics, connection_bytes, writers: writers.0.downgrade() });
+        let context = Arc::new(Context {
+            hub_tx,
+            enrolled_rx,
+            sink,
+            metrics,
+            connection_bytes,
+            writers: writers.0.downgrade(),
+            sessions: AtomicU64::new(0),
+        });
+        let quic_config = quic::server_config(tls_config.clone(), &Transport::cloud())?;
         Ok(Cloud {
-            endpoint: quic::server_endpoint(sockets.quic, server_config)?,
+            endpoint: quic::server_endpoint(sockets.quic, quic_config)?,
+            tls: sockets.tls.map(|socket| Ok::<_, RunError>((listener(socket)?, Arc::new(tls_config)))).transpose()?,
             admin,
             hub,
             context,
@@ -174,6 +211,11 @@ impl Cloud {
     /// Where gateways connect.
     pub fn quic_addr(&self) -> Option<SocketAddr> {
         self.endpoint.local_addr().ok()
+    }
+
+    /// Where gateways connect whose UDP does not get here.
+    pub fn tls_addr(&self) -> Option<SocketAddr> {
+        self.tls.as_ref().and_then(|(listener, _)| listener.local_addr().ok())
     }
 
     /// Where the operator looks.
@@ -193,10 +235,14 @@ impl Cloud {
     pub async fn run(self, shutdown: Shutdown) -> Result<(), RunError> {
         let (stop, stopped) = shutdown::channel();
         let mut tasks = JoinSet::new();
-        tasks.spawn(accept(self.endpoint.clone(), self.context.clone(), self.places, stopped.clone()));
+        let tls_addr = self.tls_addr();
+        tasks.spawn(accept(self.endpoint.clone(), self.context.clone(), self.places.clone(), stopped.clone()));
+        if let Some((listener, config)) = self.tls {
+            tasks.spawn(session::tcp::accept(listener, config, self.context.clone(), self.places, stopped.clone()));
+        }
         let (gateways, enrolled_tx) = self.enrolment;
         tasks.spawn(enrol::watch_file(gateways, enrolled_tx, self.context.metrics.clone(), stopped));
-        tracing::info!(quic = ?self.endpoint.local_addr().ok(), "ready");
+        tracing::info!(quic = ?self.endpoint.local_addr().ok(), tls = ?tls_addr, "ready");
         self.notify.ready();
         // The hub ends by shutdown or by a sink that cannot go on; dropping its peers lets the last acks out.
         let result = Box::pin(self.hub.run(shutdown)).await;
@@ -216,7 +262,8 @@ impl Cloud {
     }
 }
 
-fn server_config(config: &Config) -> Result<quinn::ServerConfig, RunError> {
+/// The same for both transports, and our name.
+fn tls_config(config: &Config) -> Result<(rustls::ServerConfig, String), RunError> {
     let credentials = Credentials::load(&config.tls.cert, &config.tls.key)?;
     let identity = credentials.identity()?;
     if identity.role() != Role::Cloud {
@@ -225,23 +272,39 @@ fn server_config(config: &Config) -> Result<quinn::ServerConfig, RunError> {
     credentials.check_validity(weir_host::clock::Clock::start(None).wall())?;
     let roots = TrustRoots::load(&config.tls.ca)?;
     let tls = tls::server_config(&credentials, ClientCerts::Required(&roots), TlsVersion::V13, &[ALPN])?;
-    Ok(quic::server_config(tls, &Transport::cloud())?)
+    Ok((tls, identity.name().to_owned()))
 }
 
-fn pages(metrics: Arc<Metrics>, status_rx: &watch::Receiver<Arc<Status>>) -> Pages {
+fn listener(socket: TcpListener) -> Result<tokio::net::TcpListener, RunError> {
+    let addr = socket.local_addr().unwrap_or(SocketAddr::from(([0, 0, 0, 0], 0)));
+    let error = |source| RunError::Tcp { addr, source };
+    socket.set_nonblocking(true).map_err(error)?;
+    tokio::net::TcpListener::from_std(socket).map_err(error)
+}
+
+fn pages(metrics: Arc<Metrics>, status_rx: &watch::Receiver<Arc<Status>>, hub_tx: mpsc::WeakSender<ToHub>) -> Pages {
+    let graph = move |_: &str| -> Answer {
+        let hub_tx = hub_tx.clone();
+        Box::pin(async move {
+            let (answer_tx, answer_rx) = oneshot::channel();
+            let stopping = || "the cloud is stopping".to_owned();
+            let hub_tx = hub_tx.upgrade().ok_or_else(stopping)?;
+            hub_tx.send(ToHub::GraphAsked { answer_tx }).await.map_err(|_| stopping())?;
+            answer_rx.await.map_err(|_| stopping())?
+        })
+    };
     let (for_health, for_metrics, for_status) = (status_rx.clone(), status_rx.clone(), status_rx.clone());
     Pages {
         health: Box::new(move || for_health.borrow().health()),
         metrics: Box::new(move || metrics.text(&for_metrics.borrow())),
         status_json: Box::new(move || for_status.borrow().json()),
         page_html: include_str!("page.html"),
-        json: Vec::new(),
+        json: vec![JsonPage { path: "/graph.json", answer: Box::new(graph) }],
     }
 }
 
 /// Takes connections, as many as there are places.
 async fn accept(endpoint: Endpoint, context: Arc<Context>, places: Arc<Semaphore>, mut stopped: Shutdown) {
-    let mut next_session = 0;
     loop {
         let incoming = tokio::select! {
             incoming = endpoint.accept() => incoming,
@@ -253,10 +316,9 @@ async fn accept(endpoint: Endpoint, context: Arc<Context>, places: Arc<Semaphore
             incoming.refuse();
             continue;
         };
-        next_session += 1;
-        let (session, context) = (SessionId(next_session), context.clone());
+        let (session, context) = (context.next_session(), context.clone());
         tokio::spawn(async move {
-            Box::pin(session::serve(incoming, session, context)).await;
+            Box::pin(session::quic::serve(incoming, session, context)).await;
             drop(place);
         });
     }

@@ -17,6 +17,7 @@ pub struct Metrics {
     pub(crate) connections_not_enrolled: AtomicU64,
     pub(crate) connections_bad_identity: AtomicU64,
     pub(crate) connections_garbled: AtomicU64,
+    pub(crate) connections_unpaired: AtomicU64,
     pub(crate) handshakes_failed: AtomicU64,
     pub(crate) enrolment_failures: AtomicU64,
     pub(crate) sink_transactions: AtomicU64,
@@ -38,8 +39,12 @@ impl Seconds {
         self.us.fetch_add(u64::try_from(time.as_micros()).unwrap_or(u64::MAX), Relaxed);
     }
 
+    pub(crate) fn micros(&self) -> u64 {
+        self.us.load(Relaxed)
+    }
+
     fn ms(&self) -> u64 {
-        self.us.load(Relaxed) / 1_000
+        self.micros() / 1_000
     }
 }
 
@@ -50,6 +55,12 @@ impl Metrics {
         self.ingest(&mut text, status);
         receive(&mut text, &status.counters);
         self.sink(&mut text, status);
+        let graph = &status.graph;
+        text.gauge("weir_graph_owners_count", "Owners whose part of the health graph is known.", graph.owners as f64);
+        text.gauge("weir_graph_bytes", "Memory that the parts take.", graph.memory_bytes as f64);
+        text.gauge("weir_graph_causes_count", "Common causes of trouble that are named now.", graph.causes.len() as f64);
+        text.counter("weir_graph_merges_total", "Parts, or changes of them, merged.", graph.merges);
+        text.counter("weir_graph_refused_total", "Parts refused: garbage, too large, or too many.", graph.refused);
         text.finish()
     }
 
@@ -64,6 +75,7 @@ impl Metrics {
             ("bad_identity", &self.connections_bad_identity),
             ("handshake", &self.handshakes_failed),
             ("garbled", &self.connections_garbled),
+            ("unpaired", &self.connections_unpaired),
         ];
         text.counters(
             "weir_ingest_connections_refused_total",

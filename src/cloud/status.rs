@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 
 use serde::Serialize;
 use weir_host::admin::Health;
+use weir_logic::graph::Cause;
 use weir_logic::receive::Counters;
 
 /// The whole picture.
@@ -23,9 +24,56 @@ pub struct Status {
     pub gateways: Vec<GatewayStatus>,
     /// The last alerts, oldest first; the `alerts` table has more.
     pub alerts: Vec<AlertStatus>,
+    /// The global graph.
+    pub graph: GraphStatus,
     /// Sums over all gateways since the start.
     #[serde(skip)]
     pub counters: Counters,
+}
+
+/// The global graph.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct GraphStatus {
+    /// Owners whose part is known, this machine among them.
+    pub owners: usize,
+    /// Memory that the parts take.
+    pub memory_bytes: u64,
+    /// Digests merged.
+    pub merges: u64,
+    /// Digests refused: garbage, too large, or too many.
+    pub refused: u64,
+    /// Owners forgotten for their silence.
+    pub expired: u64,
+    /// What several sites have in common that explains their trouble.
+    pub causes: Vec<CauseStatus>,
+}
+
+/// A common cause.
+#[derive(Debug, Clone, Serialize)]
+pub struct CauseStatus {
+    /// The node, such as `carrier/telco`.
+    pub node: String,
+    /// `slow`, `degraded` or `down`.
+    pub trouble: &'static str,
+    /// Sites in trouble.
+    pub affected: u32,
+    /// Part of its sites that are.
+    pub share: f64,
+    /// Probability that it is the cause.
+    pub confidence: f64,
+}
+
+impl CauseStatus {
+    pub(crate) fn of(cause: &Cause) -> CauseStatus {
+        let Cause { node, trouble, affected, share, confidence, .. } = cause;
+        CauseStatus {
+            node: node.to_string(),
+            trouble: trouble.name(),
+            affected: *affected,
+            share: *share,
+            confidence: *confidence,
+        }
+    }
 }
 
 /// The database and its queue.
@@ -56,13 +104,15 @@ pub struct GatewayStatus {
     pub missing: u64,
 }
 
-/// One connection.
+/// One connection; over TCP it is two.
 #[derive(Debug, Clone, Serialize)]
 pub struct SessionStatus {
     /// Number of the connection since the start.
     pub id: u64,
     /// The other end.
     pub remote: SocketAddr,
+    /// What carries it: `quic` or `tcp`.
+    pub transport: &'static str,
 }
 
 /// One lane, all epochs of this run of the cloud together.

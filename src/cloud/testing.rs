@@ -46,11 +46,21 @@ impl Pki {
         }
     }
 
-    fn client(&self, uri: &str) -> quinn::ClientConfig {
+    /// What a client with a new certificate for `uri` needs.
+    pub(crate) fn tls(&self, uri: &str) -> rustls::ClientConfig {
+        self.tls_trusting(uri, self)
+    }
+
+    /// The same for one that trusts another authority than the one that made its certificate.
+    pub(crate) fn tls_trusting(&self, uri: &str, trusted: &Pki) -> rustls::ClientConfig {
         let (cert, key) = self.issue(uri);
         let credentials = Credentials::from_pem(cert.as_bytes(), key.as_bytes()).unwrap();
-        let roots = TrustRoots::from_pem(self.ca_pem.as_bytes()).unwrap();
-        client_config(tls::client_config(&credentials, &roots, &[ALPN]).unwrap(), &Transport::edge()).unwrap()
+        let roots = TrustRoots::from_pem(trusted.ca_pem.as_bytes()).unwrap();
+        tls::client_config(&credentials, &roots, &[ALPN]).unwrap()
+    }
+
+    fn client(&self, uri: &str) -> quinn::ClientConfig {
+        client_config(self.tls(uri), &Transport::edge()).unwrap()
     }
 }
 

@@ -11,20 +11,21 @@ use super::*;
 use crate::testing::{Gateway, Pki, block};
 
 /// A cloud on port 0 and its authority.
-struct Rig {
-    pki: Pki,
-    dir: tempfile::TempDir,
+pub(crate) struct Rig {
+    pub(crate) pki: Pki,
+    pub(crate) dir: tempfile::TempDir,
     addr: SocketAddr,
-    http: SocketAddr,
-    trigger: ShutdownTrigger,
-    status: watch::Receiver<Arc<Status>>,
-    running: Task<Result<(), RunError>>,
+    pub(crate) tls: SocketAddr,
+    pub(crate) http: SocketAddr,
+    pub(crate) trigger: ShutdownTrigger,
+    pub(crate) status: watch::Receiver<Arc<Status>>,
+    pub(crate) running: Task<Result<(), RunError>>,
 }
 
 fn config_in(dir: &Path) -> Config {
     let mut config = Config::default();
     let any = SocketAddr::from(([127, 0, 0, 1], 0));
-    config.listen.quic = any;
+    config.listen = config::Listen { quic: any, tls: Some(any) };
     config.admin.http = Some(any);
     config.tls = config::Tls { cert: dir.join("cloud.crt"), key: dir.join("cloud.key"), ca: dir.join("ca.crt") };
     config.store.path = dir.join("cloud.db");
@@ -34,11 +35,11 @@ fn config_in(dir: &Path) -> Config {
 }
 
 impl Rig {
-    async fn start() -> Rig {
+    pub(crate) async fn start() -> Rig {
         Rig::with(|_| ()).await
     }
 
-    async fn with(change: impl FnOnce(&mut Config)) -> Rig {
+    pub(crate) async fn with(change: impl FnOnce(&mut Config)) -> Rig {
         let (pki, dir) = (Pki::new(), tempfile::tempdir().unwrap());
         pki.write_cloud(dir.path());
         std::fs::write(dir.path().join("enrolled"), "box-1 # the first\n\nbox-2\n").unwrap();
@@ -49,23 +50,24 @@ impl Rig {
         let mut config = config_in(dir.path());
         change(&mut config);
         let cloud = Cloud::open(&config, Sockets::bind(&config).unwrap()).unwrap();
-        let (addr, http, status) = (cloud.quic_addr().unwrap(), cloud.http_addr().unwrap(), cloud.status());
+        let (addr, tls, http) = (cloud.quic_addr().unwrap(), cloud.tls_addr().unwrap(), cloud.http_addr().unwrap());
+        let status = cloud.status();
         let (trigger, shutdown) = shutdown::channel();
         let running = tokio::spawn(Box::pin(cloud.run(shutdown)));
-        Rig { pki, dir, addr, http, trigger, status, running }
+        Rig { pki, dir, addr, tls, http, trigger, status, running }
     }
 
-    async fn gateway(&self, name: &str) -> Gateway {
+    pub(crate) async fn gateway(&self, name: &str) -> Gateway {
         Gateway::connect(&self.pki, &format!("weir://gateway/{name}"), self.addr).await.unwrap()
     }
 
-    async fn stop(self) -> (Pki, tempfile::TempDir) {
+    pub(crate) async fn stop(self) -> (Pki, tempfile::TempDir) {
         self.trigger.request();
         self.running.await.unwrap().unwrap();
         (self.pki, self.dir)
     }
 
-    fn count(&self, from: &str) -> i64 {
+    pub(crate) fn count(&self, from: &str) -> i64 {
         let reader = Connection::open(self.dir.path().join("cloud.db")).unwrap();
         reader.query_row(&format!("SELECT count(*) FROM {from}"), [], |row| row.get(0)).unwrap()
     }
@@ -349,7 +351,7 @@ async fn a_start_that_cannot_be_says_why() {
 }
 
 /// One GET, as text with its head.
-async fn get(addr: SocketAddr, path: &str) -> String {
+pub(crate) async fn get(addr: SocketAddr, path: &str) -> String {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     let mut stream = tokio::net::TcpStream::connect(addr).await.unwrap();
     let request = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");

@@ -35,7 +35,7 @@ use crate::config::{Config, ListenTls, ModelInfo, PolicyError};
 use crate::shell::auth::Users;
 use crate::shell::interface::Interfaces;
 use crate::shell::listen::{HANDSHAKES_MAX, ListenCounters, Listener};
-use crate::shell::uplink::UplinkTarget;
+use crate::shell::uplink::{TcpWay, Transport, UplinkTarget};
 use crate::shell::{Driver, DriverParts, InferBatch, UplinkHandle, moment};
 use crate::status::{Status, StoreStatus, UplinkStatus};
 use crate::store::{OpenError, Store, StoreOptions, StoreThread};
@@ -187,7 +187,7 @@ impl Edge {
         let found = Found { held: &opened.held, voids: &opened.voids, damaged: &opened.damaged };
         let names: Vec<String> = policy.uplinks.iter().map(|uplink| uplink.name.to_string()).collect();
         let budgets = budget::load(&budget::path(data_dir), &names);
-        let start = Start { epoch, seed: random()?, software: SOFTWARE, found, budgets: &budgets };
+        let start = Start { name: &base_status.gateway, epoch, seed: random()?, software: SOFTWARE, found, budgets: &budgets };
         let gateway = Gateway::new(now, policy, &start)?;
         base_status.epoch = format!("{:016x}", epoch.0);
 
@@ -266,8 +266,7 @@ struct Identity {
 /// Who we are: from the certificate if there is an uplink, else the name in the configuration.
 fn identity(config: &Config) -> Result<(Status, Option<Identity>), StartError> {
     let mut status = Status { software: SOFTWARE.to_owned(), ..Status::default() };
-    status.uplinks =
-        config.uplink.iter().map(|uplink| UplinkStatus { name: uplink.name.clone(), ..Default::default() }).collect();
+    status.uplinks = config.uplink_paths().map(|path| UplinkStatus { name: path.name(), ..Default::default() }).collect();
     if config.uplink.is_empty() {
         status.gateway = config.gateway.name.clone().unwrap_or_default();
         return Ok((status, None));
@@ -361,39 +360,42 @@ fn start_uplinks(
     let mut handles = Vec::new();
     let Some(identity) = identity else { return Ok(handles) };
     let mut interfaces = Interfaces::new().map_err(|source| StartError::System { what: "a socket", source })?;
-    for entry in &config.uplink {
+    for path in config.uplink_paths() {
         let tls = tls::client_config(&identity.credentials, &identity.roots, &[wire::ALPN])?;
-        let target = UplinkTarget {
-            name: entry.name.clone(),
-            address: entry.address.clone(),
-            server_name: entry.certificate_name().to_owned(),
-            local_addr: entry.local_addr(),
-            interface: entry.interface.clone(),
-            config: quic::client_config(tls, &entry.transport())?,
+        let transport = match path.fallback {
+            Some(fallback) => Transport::Tcp(TcpWay { tls: Arc::new(tls), proxy: fallback.proxy.clone() }),
+            None => Transport::Quic(quic::client_config(tls, &path.uplink.transport())?),
         };
-        let interface = entry.interface.as_deref().map(|name| interfaces.watch(name));
+        let target = UplinkTarget {
+            name: path.name(),
+            address: path.address().to_owned(),
+            server_name: path.certificate_name().to_owned(),
+            local_addr: path.local_addr(),
+            interface: path.uplink.interface.clone(),
+            transport,
+        };
+        let interface = target.interface.as_deref().map(|name| interfaces.watch(name));
         // Bounded in effect: the gateway hands over blocks only as the uplink takes them.
         let (commands_tx, commands_rx) = mpsc::unbounded_channel();
         let (events_tx, events_rx) = mpsc::channel(UPLINK_EVENTS_LEN);
         tasks.push(tokio::spawn(shell::uplink::run(Arc::new(target), interface, commands_rx, events_tx)));
-        handles.push(UplinkHandle::new(entry.name.clone(), commands_tx, events_rx));
+        handles.push(UplinkHandle::new(path.name(), commands_tx, events_rx));
     }
     tasks.push(tokio::spawn(interfaces.run()));
     Ok(handles)
 }
 
 fn pages(status_rx: watch::Receiver<Status>, messages_tx: &mpsc::Sender<shell::Message>) -> Pages {
-    // The gateway ends when nobody sends it messages any more; the operator's window must not keep it.
-    let messages_tx = messages_tx.downgrade();
+    let (to_graph, to_explain) = (messages_tx.downgrade(), messages_tx.downgrade());
+    let graph = move |_: &str| -> Answer {
+        let messages_tx = to_graph.clone();
+        Box::pin(async move { ask(messages_tx, |answer_tx| shell::Message::GraphAsked { answer_tx }).await })
+    };
     let explain = move |query: &str| -> Answer {
-        let (question, messages_tx) = (query.parse::<Question>(), messages_tx.clone());
+        let (question, messages_tx) = (query.parse::<Question>(), to_explain.clone());
         Box::pin(async move {
             let question = question.map_err(|err| err.to_string())?;
-            let (answer_tx, answer_rx) = oneshot::channel();
-            let stopping = || "the box is stopping".to_owned();
-            let messages_tx = messages_tx.upgrade().ok_or_else(stopping)?;
-            messages_tx.send(shell::Message::Asked { question, answer_tx }).await.map_err(|_| stopping())?;
-            answer_rx.await.map_err(|_| stopping())?
+            ask(messages_tx, |answer_tx| shell::Message::Asked { question, answer_tx }).await
         })
     };
     let (health_rx, metrics_rx) = (status_rx.clone(), status_rx.clone());
@@ -402,8 +404,24 @@ fn pages(status_rx: watch::Receiver<Status>, messages_tx: &mpsc::Sender<shell::M
         metrics: Box::new(move || metrics::text(&metrics_rx.borrow())),
         status_json: Box::new(move || serde_json::to_string(&*status_rx.borrow()).unwrap_or_default()),
         page_html: include_str!("page.html"),
-        json: vec![JsonPage { path: "/explain.json", answer: Box::new(explain) }],
+        json: vec![
+            JsonPage { path: "/explain.json", answer: Box::new(explain) },
+            JsonPage { path: "/graph.json", answer: Box::new(graph) },
+        ],
     }
+}
+
+/// Asks the driver. It ends when nobody can send it messages any more, so the operator's window holds only a weak end.
+async fn ask(
+    messages_tx: mpsc::WeakSender<shell::Message>,
+    message: impl FnOnce(oneshot::Sender<Result<String, String>>) -> shell::Message,
+) -> Result<String, String> {
+    let (answer_tx, answer_rx) = oneshot::channel();
+    let stopping = || "the box is stopping".to_owned();
+    let messages_tx = messages_tx.upgrade().ok_or_else(stopping)?;
+    messages_tx.send(message(answer_tx)).await.map_err(|_| stopping())?;
+    drop(messages_tx);
+    answer_rx.await.map_err(|_| stopping())?
 }
 
 /// Healthy is who takes data in and keeps it safe; an uplink that is down is what the box is made for.

@@ -2,7 +2,9 @@
 //!
 //! - [`units`], [`config`]: configuration text with units, every mistake shown at once.
 //! - [`clock`]: monotonic service time carried over boots, and a wall clock that says whether to trust it.
-//! - [`tls`], [`quic`]: certificates and the identity in them; endpoints with limits for small boxes.
+//! - [`tls`], [`quic`], [`tcp`], [`proxy`]: certificates and the identity in them; endpoints with limits for small boxes; what
+//!   is to stand in for QUIC where it does not pass.
+//! - [`sign`]: signed policies, and the keys for them.
 //! - [`admin`]: health, metrics and status over loopback HTTP and a unix socket, on their own thread.
 //! - [`log`], [`shutdown`], [`notify`]: what a service owes its operator and its supervisor.
 
@@ -11,7 +13,10 @@ pub mod clock;
 pub mod config;
 pub mod log;
 pub mod notify;
+pub mod proxy;
 pub mod quic;
 pub mod shutdown;
+pub mod sign;
+pub mod tcp;
 pub mod tls;
 pub mod units;

@@ -67,7 +67,8 @@ pub enum QuicError {
     },
 }
 
-fn advice(err: &io::Error) -> &'static str {
+/// What to do about a kernel that refuses an interface.
+pub(crate) fn advice(err: &io::Error) -> &'static str {
     match err.raw_os_error() {
         // ENODEV
         Some(19) => "there is none of this name now: see `ip link`",

@@ -21,8 +21,10 @@ pub use answers::{
     Explanation, LaneExplanation, PriceExplanation, Question, QuestionError, RecordExplanation, RecordId, StreamExplanation,
 };
 pub use events::{Event, Input, Output};
+pub use federation::FederationCounts;
 
 use control::{Control, close_reason};
+use federation::Federation;
 use losses::Losses;
 use ways::Way;
 
@@ -33,6 +35,8 @@ pub struct Start<'a> {
     pub epoch: Epoch,
     /// From the same draw; spreads hash tables and retries.
     pub seed: u64,
+    /// Name of the box, as its certificate says; it stands in the health graph.
+    pub name: &'a str,
     /// Version of the software, told to the cloud.
     pub software: &'a str,
     /// What the buffer held.
@@ -51,6 +55,7 @@ pub struct Gateway {
     uplinks: Vec<Session>,
     health: Vec<UplinkHealth>,
     ways: Vec<Way>,
+    federation: Federation,
     control: Control,
     changes: Changes,
     software: String,
@@ -94,6 +99,7 @@ impl Gateway {
             control: Control::new(now_us, &policy),
             health,
             ways,
+            federation: Federation::new(start.name, start.epoch, &policy),
             plan: Plan::default(),
             policy,
             ingest,
@@ -243,6 +249,9 @@ impl Gateway {
                     self.health[index].heartbeat(now_us, rtt_us);
                     self.way_answered(index);
                 }
+                SessionOutput::Greeted { last_stamp, node } => self.greeted(index, last_stamp, &node),
+                SessionOutput::NeedFull => self.need_full(index),
+                SessionOutput::Advice(advice) => self.advised(now_us, &advice),
                 SessionOutput::Up => {
                     self.lanes.set_uplink_up(now_us, true);
                     self.control.at_once = true;
@@ -407,6 +416,7 @@ impl Gateway {
 mod answers;
 mod control;
 mod events;
+mod federation;
 mod losses;
 #[cfg(test)]
 mod tests;

@@ -7,6 +7,7 @@ pub mod block;
 pub mod budget;
 pub mod explain;
 pub mod gateway;
+pub mod graph;
 pub mod health;
 pub mod ids;
 pub mod ingest;

@@ -49,7 +49,9 @@ pub struct View<'a> {
 impl Plan {
     /// True if both plans do the same, whatever numbers made them.
     fn does_the_same(&self, other: &Plan) -> bool {
-        self.streams == other.streams && self.uplinks == other.uplinks && self.lambda == other.lambda
+        let is_priced_alike = self.lambda == other.lambda && self.values == other.values;
+        let is_sent_alike = self.uplinks == other.uplinks && self.critical_copies == other.critical_copies;
+        self.streams == other.streams && is_sent_alike && is_priced_alike
     }
 
     /// How finely a record of this age is sent now; `None` if it is held while anything else waits.
@@ -210,7 +212,7 @@ pub fn plan(policy: &Policy, view: &View<'_>, last: Option<&Plan>) -> Plan {
     });
     let uplinks = std::array::from_fn(|at| routes[at].usable().collect());
     let values = match last {
-        Some(last) if last.values.len() == policy.streams.len() => Arc::clone(&last.values),
+        Some(last) if last.values.iter().eq(policy.streams.iter().map(|stream| &stream.value)) => Arc::clone(&last.values),
         _ => policy.streams.iter().map(|stream| stream.value).collect(),
     };
     let weighs = values.iter().any(Option::is_some);
@@ -315,6 +317,20 @@ mod tests {
         let same = plan(&policy, &at(0.1), Some(&first));
         let other = plan(&policy, &at(1.0), Some(&same));
         assert_eq!((first.version, same.version, other.version), (1, 1, 2));
+    }
+
+    #[test]
+    fn a_policy_with_other_values_or_copies_makes_another_plan() {
+        let mut policy = policy(vec![stream(Class::Normal, StreamFidelity::Raw, Some(1.0))]);
+        let first = plan(&policy, &at(0.1), None);
+        policy.streams[0] = stream(Class::Normal, StreamFidelity::Raw, Some(2.0));
+        let second = plan(&policy, &at(0.1), Some(&first));
+        assert_eq!((second.version, second.values[0].map(|value| value.weight)), (2, Some(2.0)));
+        policy.critical_copies = 2;
+        assert_eq!(plan(&policy, &at(0.1), Some(&second)).version, 3);
+        policy.streams[0].value = None;
+        let last = plan(&policy, &at(0.1), Some(&second));
+        assert_eq!((last.values[0], last.weighs), (None, false));
     }
 
     #[test]

@@ -44,6 +44,93 @@ impl Policy {
     pub fn has_values(&self) -> bool {
         self.streams.iter().any(|stream| stream.value.is_some())
     }
+
+    /// This policy with what a running box can take over from `next`, all of it or nothing: class, fidelity, value and zones of
+    /// streams; classes, meter and warmth of uplinks; price limits and copies. All else stays as it is here.
+    ///
+    /// # Errors
+    /// See [`Misfit`]: `next` was made for another configuration.
+    pub fn succeeded_by(&self, next: &Policy) -> Result<Policy, Misfit> {
+        if self.streams.len() != next.streams.len() {
+            return Err(Misfit::Streams { now: self.streams.len(), next: next.streams.len() });
+        }
+        if self.uplinks.len() != next.uplinks.len() {
+            return Err(Misfit::Uplinks { now: self.uplinks.len(), next: next.uplinks.len() });
+        }
+        let mut policy = self.clone();
+        for (stream, next) in policy.streams.iter_mut().zip(&next.streams) {
+            if (&stream.name, &stream.filters, &stream.format) != (&next.name, &next.filters, &next.format) {
+                return Err(Misfit::Stream { now: stream.name.clone(), next: next.name.clone() });
+            }
+            if next.fidelity == StreamFidelity::Aggregate && stream.aggregate.is_none() {
+                return Err(Misfit::Aggregate { stream: stream.name.clone() });
+            }
+            // What waits in its lane is kept within the zones by its being there: it must not lose them.
+            let is_bound = !stream.zones.is_empty() || !next.zones.is_empty();
+            if is_bound && stream.class != next.class {
+                return Err(Misfit::Bound { stream: stream.name.clone() });
+            }
+            (stream.class, stream.fidelity, stream.value) = (next.class, next.fidelity, next.value);
+            stream.zones.clone_from(&next.zones);
+        }
+        for (uplink, next) in policy.uplinks.iter_mut().zip(&next.uplinks) {
+            if (&uplink.name, uplink.stands_in_for, &uplink.ingest) != (&next.name, next.stands_in_for, &next.ingest) {
+                return Err(Misfit::Uplink { now: uplink.name.clone(), next: next.name.clone() });
+            }
+            (uplink.classes, uplink.meter, uplink.warm) = (next.classes, next.meter, next.warm);
+        }
+        (policy.price, policy.critical_copies) = (next.price, next.critical_copies);
+        Ok(policy)
+    }
+}
+
+/// Why a policy cannot take the place of the one that runs.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Misfit {
+    /// It has more or fewer streams.
+    #[error("it is for {next} streams, and the box has {now}; streams are added and removed in the box's configuration")]
+    Streams {
+        /// In the policy that runs.
+        now: usize,
+        /// In the new one.
+        next: usize,
+    },
+    /// It has more or fewer uplinks.
+    #[error("it is for {next} uplinks, and the box has {now}; uplinks are added and removed in the box's configuration")]
+    Uplinks {
+        /// In the policy that runs.
+        now: usize,
+        /// In the new one.
+        next: usize,
+    },
+    /// A stream has another name, other filters or another format.
+    #[error("name, filters or format of the stream `{now}` differ (`{next}`); they change only in the box's configuration")]
+    Stream {
+        /// Its name in the policy that runs.
+        now: Arc<str>,
+        /// Its name in the new one.
+        next: Arc<str>,
+    },
+    /// An uplink has another name, main uplink or ingest node.
+    #[error("name or destination of the uplink `{now}` differ (`{next}`); they change only in the box's configuration")]
+    Uplink {
+        /// Its name in the policy that runs.
+        now: Arc<str>,
+        /// Its name in the new one.
+        next: Arc<str>,
+    },
+    /// A stream with zones gets another class: what waits in its lane could leave them.
+    #[error("the stream `{stream}` has zones, so its class stays: what waits in its lane could leave them")]
+    Bound {
+        /// Its name.
+        stream: Arc<str>,
+    },
+    /// A stream is to be aggregated, and nothing says how.
+    #[error("the stream `{stream}` is to be aggregated, but the box's configuration does not say how")]
+    Aggregate {
+        /// Its name.
+        stream: Arc<str>,
+    },
 }
 
 /// One way to the cloud: a link and a transport.
@@ -61,7 +148,9 @@ pub struct UplinkPolicy {
     pub warm: bool,
     /// The classes that may use it.
     pub classes: PerClass<bool>,
-    /// Zone of the ingest node that it leads to.
+    /// Name of the ingest node that it leads to, until that says what it calls itself.
+    pub ingest: Arc<str>,
+    /// Zone of that node.
     pub zone: Option<Arc<str>>,
     /// Shared infrastructure that it goes through: a carrier or a site's router.
     pub carrier: Option<Arc<str>>,
@@ -77,6 +166,7 @@ impl UplinkPolicy {
             meter: None,
             warm: false,
             classes: [true; 4],
+            ingest: "cloud".into(),
             zone: None,
             carrier: None,
         }
@@ -162,4 +252,89 @@ pub struct UserPolicy {
     pub name: Arc<str>,
     /// Topic filters it may publish to.
     pub publish: Vec<String>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::lanes::Durability;
+    use crate::payload::OpaqueFormat;
+
+    fn stream(name: &str) -> StreamPolicy {
+        StreamPolicy {
+            name: name.into(),
+            filters: vec![format!("{name}/#")],
+            class: Class::Normal,
+            fidelity: StreamFidelity::Raw,
+            format: PayloadFormat::Opaque(OpaqueFormat {}),
+            aggregate: None,
+            keep: None,
+            model: None,
+            ack_record: false,
+            zones: Vec::new(),
+            value: None,
+        }
+    }
+
+    fn policy() -> Policy {
+        let lane = LanePolicy { durability: Durability::Disk, cap_bytes: 1, ttl_us: None, share: 1 };
+        Policy {
+            lanes: [lane; 4],
+            lanes_limits: LanesLimits { memory_bytes: 1, block_target_bytes: 1, early_commit_bytes_per_day: 0 },
+            streams: vec![stream("a"), stream("b")],
+            users: Vec::new(),
+            connections: ConnLimits::default(),
+            connections_max: 1,
+            router: RouterLimits::default(),
+            session: SessionLimits { ping_us: 1, silence_us: 1, connect_us: 1, backoff_us: (1, 1) },
+            uplinks: vec![UplinkPolicy::free("wired", 1), UplinkPolicy::free("lte", 1)],
+            price: PriceLimits::default(),
+            critical_copies: 1,
+        }
+    }
+
+    #[test]
+    fn what_a_running_box_can_follow_is_taken_over_and_all_else_stays() {
+        let (now, mut next) = (policy(), policy());
+        (next.streams[1].class, next.streams[1].fidelity) = (Class::Bulk, StreamFidelity::Verdict);
+        next.streams[0].zones = vec!["eu".into()];
+        next.streams[1].ack_record = true;
+        next.uplinks[1].meter = Some(Meter { money_per_mb: 2.0, month_bytes: Some(9) });
+        next.uplinks[1].classes = [true, false, false, false];
+        (next.uplinks[1].warm, next.uplinks[1].nominal_bps) = (true, 77);
+        (next.critical_copies, next.connections_max) = (2, 99);
+        let got = now.succeeded_by(&next).unwrap();
+        let (stream, uplink) = (&got.streams[1], &got.uplinks[1]);
+        assert_eq!((stream.class, stream.fidelity), (Class::Bulk, StreamFidelity::Verdict));
+        assert_eq!((&got.streams[0].zones, stream.ack_record), (&next.streams[0].zones, false));
+        assert_eq!((uplink.meter, uplink.classes, uplink.warm), (next.uplinks[1].meter, next.uplinks[1].classes, true));
+        assert_eq!((uplink.nominal_bps, got.critical_copies, got.connections_max), (1, 2, 1));
+        assert_eq!(got.streams[0].class, Class::Normal);
+    }
+
+    #[test]
+    fn one_for_another_configuration_is_refused() {
+        let misfit = |change: fn(&mut Policy)| {
+            let mut next = policy();
+            change(&mut next);
+            policy().succeeded_by(&next).unwrap_err()
+        };
+        assert_eq!(misfit(|next| next.streams.truncate(1)), Misfit::Streams { now: 2, next: 1 });
+        assert_eq!(misfit(|next| next.uplinks.truncate(1)), Misfit::Uplinks { now: 2, next: 1 });
+        let swapped = Misfit::Stream { now: "a".into(), next: "b".into() };
+        assert_eq!(misfit(|next| next.streams.swap(0, 1)), swapped);
+        let filters = Misfit::Stream { now: "a".into(), next: "a".into() };
+        assert_eq!(misfit(|next| next.streams[0].filters.clear()), filters);
+        assert_eq!(misfit(|next| next.uplinks.swap(0, 1)), Misfit::Uplink { now: "wired".into(), next: "lte".into() });
+        let bound = Misfit::Bound { stream: "a".into() };
+        let moved = |next: &mut Policy| (next.streams[0].zones, next.streams[0].class) = (vec!["eu".into()], Class::Bulk);
+        assert_eq!(misfit(moved), bound);
+        let mut now = policy();
+        now.streams[0].zones = vec!["eu".into()];
+        let mut next = policy();
+        next.streams[0].class = Class::High;
+        assert_eq!(now.succeeded_by(&next).unwrap_err(), bound, "not by losing them at the same time, either");
+        let aggregate = Misfit::Aggregate { stream: "a".into() };
+        assert_eq!(misfit(|next| next.streams[0].fidelity = StreamFidelity::Aggregate), aggregate);
+    }
 }

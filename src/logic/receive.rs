@@ -226,7 +226,8 @@ impl Receiver {
         }
         let last = pages.len() - 1;
         for (at, have) in pages.into_iter().enumerate() {
-            let welcome = Welcome { protocol: PROTOCOL_VERSION, have, more: at < last };
+            // Whoever keeps the graph fills in stamp and name.
+            let welcome = Welcome { protocol: PROTOCOL_VERSION, have, more: at < last, ..Welcome::default() };
             self.outputs.push_back(Output::Send { session: id, body: Body::Welcome(welcome) });
         }
     }
@@ -245,7 +246,13 @@ impl Receiver {
                 }
             }
             Body::Hello(_) => self.refuse(id, CloseReason::Order("a second Hello")),
-            Body::Welcome(_) | Body::Ack(_) | Body::Pong(_) | Body::Credits(_) => self.counters.controls_ignored += 1,
+            Body::Welcome(_)
+            | Body::Ack(_)
+            | Body::Pong(_)
+            | Body::Credits(_)
+            | Body::Digest(_)
+            | Body::NeedFull(_)
+            | Body::Advice(_) => self.counters.controls_ignored += 1,
         }
     }
 

@@ -180,7 +180,7 @@ pub fn cost_us(class: Class, of: &UplinkPolicy, view: &UplinkView) -> u64 {
 }
 
 /// In what order an uplink is, whoever wants to use it.
-fn standing(view: &UplinkView) -> Standing {
+pub fn standing(view: &UplinkView) -> Standing {
     if !view.is_up {
         return Standing::Down;
     }
@@ -241,7 +241,7 @@ impl fmt::Display for Standing {
         f.write_str(match self {
             Standing::Good => "good",
             Standing::HoldDown => "works again, but not for long enough",
-            Standing::Bad => "bad",
+            Standing::Bad => "failing, or kept out by its breaker",
             Standing::Down => "not connected",
             Standing::Refused(Refusal::Class) => "not for this class",
             Standing::Refused(Refusal::Zone) => "leads to a zone where a stream of this class must not go",

@@ -3,11 +3,15 @@
 //! One bidirectional *control* stream carries [`Control`] messages, each a `u32` little-endian length and that many bytes of
 //! protobuf: old boxes and new clouds skip fields they do not know. Each lane has a unidirectional stream for live data and
 //! one for backlog: [`LaneStream`]'s eight bytes, then blocks, each with a `u32` little-endian length before it.
+//! Where QUIC does not pass, [`mux`] carries the same streams over TCP.
+
+pub mod mux;
 
 use bytes::{Buf, Bytes, BytesMut};
 use prost::Message;
 
 use crate::block::{BLOCK_LEN_MAX, HEADER_LEN};
+use crate::graph::{NeedFull, Stamp};
 use crate::ids::Class;
 
 /// The ALPN protocol identifier.
@@ -24,7 +28,7 @@ pub const RANGES_PER_MESSAGE_MAX: usize = 2_000;
 #[derive(Clone, PartialEq, Message)]
 pub struct Control {
     /// The message; `None` if it is of a kind this version does not know.
-    #[prost(oneof = "Body", tags = "1, 2, 3, 4, 5, 6, 7")]
+    #[prost(oneof = "Body", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10")]
     pub body: Option<Body>,
 }
 
@@ -52,6 +56,15 @@ pub enum Body {
     /// Cloud to gateway: how much may be under way.
     #[prost(message, tag = "7")]
     Credits(Credits),
+    /// Gateway to cloud: its part of the health graph, whole or what has changed.
+    #[prost(message, tag = "8")]
+    Digest(DigestBytes),
+    /// Cloud to gateway: the last digest builds on one that is not here.
+    #[prost(message, tag = "9")]
+    NeedFull(NeedFull),
+    /// Cloud to gateway: what is wrong with what it shares with others.
+    #[prost(message, tag = "10")]
+    Advice(AdviceBytes),
 }
 
 /// Opens a session.
@@ -86,6 +99,28 @@ pub struct Welcome {
     /// True if another page follows.
     #[prost(bool, tag = "3")]
     pub more: bool,
+    /// The last stamp of the gateway's digest that is known here; a gateway that lost its memory goes on above it.
+    #[prost(message, optional, tag = "4")]
+    pub last_stamp: Option<Stamp>,
+    /// Name of the machine that answers, as it calls itself in the health graph.
+    #[prost(string, tag = "5")]
+    pub node: String,
+}
+
+/// A [`crate::graph::Digest`], encoded: whoever merges it checks its limits before it decodes it.
+#[derive(Clone, PartialEq, Message)]
+pub struct DigestBytes {
+    /// The digest.
+    #[prost(bytes = "bytes", tag = "1")]
+    pub digest: Bytes,
+}
+
+/// A [`crate::graph::Advice`], encoded.
+#[derive(Clone, PartialEq, Message)]
+pub struct AdviceBytes {
+    /// The advice.
+    #[prost(bytes = "bytes", tag = "1")]
+    pub advice: Bytes,
 }
 
 /// Ranges of one epoch and lane.
@@ -192,6 +227,27 @@ pub enum FrameError {
     /// A lane stream with an unknown head.
     #[error("lane stream starts with {0:02x?}, which this version does not know")]
     LaneStream([u8; 8]),
+    /// A frame over the limit of its channel, or one without a byte.
+    #[error("frame of {len} bytes is outside the limits of its channel")]
+    FrameLength {
+        /// Announced length.
+        len: usize,
+    },
+    /// A frame of an unknown channel.
+    #[error("frame of channel {channel:#04x} is not known here")]
+    Channel {
+        /// The channel.
+        channel: u8,
+    },
+    /// A connection that does not begin as one of two should.
+    #[error("opening of a connection is malformed, or of a version that is not known here")]
+    Opening,
+    /// A close without a code or with a reason that is not UTF-8.
+    #[error("close is malformed")]
+    Close,
+    /// A frame where it does not belong.
+    #[error("{0}")]
+    Misplaced(&'static str),
 }
 
 /// Encodes a control message with its length.

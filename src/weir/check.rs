@@ -72,7 +72,8 @@ fn report_edge(args: &CheckArgs, out: &mut dyn Write) -> io::Result<bool> {
 fn report_cloud(file: &Path, out: &mut dyn Write) -> io::Result<bool> {
     match weir_cloud::config::Config::read(file) {
         Ok(config) => {
-            writeln!(out, "listens on {} (QUIC)", config.listen.quic)?;
+            let tls = config.listen.tls.map(|addr| format!(", {addr} (TLS)")).unwrap_or_default();
+            writeln!(out, "listens on {} (QUIC){tls}", config.listen.quic)?;
             writeln!(out, "stores in {}", config.store.path.display())?;
             let enrolled = config.gateways.enrolled.len();
             match &config.gateways.enrolled_file {

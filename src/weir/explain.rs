@@ -14,12 +14,9 @@ pub struct ExplainArgs {
     /// The record: EPOCH:LANE:SEQ, as the cloud's tables and the box's log name it
     #[arg(long, value_name = "EPOCH:LANE:SEQ", conflicts_with = "stream")]
     pub record: Option<String>,
-    /// Admin address of the box, or with --gateway of the cloud: HOST:PORT or the path of a unix socket
+    /// Admin address of the box: HOST:PORT or the path of a unix socket
     #[arg(long, default_value = admin::EDGE_ADDRESS)]
     pub admin: String,
-    /// Ask the cloud, which asks this gateway
-    #[arg(long, value_name = "ID")]
-    pub gateway: Option<String>,
     /// Print the answer as JSON
     #[arg(long)]
     pub json: bool,
@@ -35,8 +32,7 @@ pub fn run(args: &ExplainArgs, out: &mut impl Write) -> anyhow::Result<()> {
         (None, Some(record)) => format!("record={}", admin::encoded(record)),
         (None, None) => String::new(),
     };
-    let gateway = args.gateway.as_ref().map(|gateway| format!("gateway={}&", admin::encoded(gateway))).unwrap_or_default();
-    let answer = admin::get(&args.admin, &format!("/explain.json?{gateway}{question}"))?;
+    let answer = admin::get(&args.admin, &format!("/explain.json?{question}"))?;
     if args.json {
         writeln!(out, "{answer}")?;
         return Ok(());

@@ -5,6 +5,7 @@ pub mod buffer;
 pub mod check;
 pub mod demo;
 pub mod explain;
+pub mod graph;
 pub mod link;
 pub mod passwd;
 pub mod pki;

@@ -8,6 +8,7 @@ use weir::buffer::BufferCommand;
 use weir::check::CheckArgs;
 use weir::demo::DemoArgs;
 use weir::explain::ExplainArgs;
+use weir::graph::GraphArgs;
 use weir::link::command::LinkArgs;
 use weir::pki::PkiCommand;
 use weir::runtime::RuntimeCommand;
@@ -29,6 +30,8 @@ enum Command {
     Check(CheckArgs),
     /// Ask a running box why a stream is sent as it is, or where a record is
     Explain(ExplainArgs),
+    /// Ask the health graph: the cheapest way, what breaks if something fails, single points of failure, bottlenecks, changes
+    Graph(GraphArgs),
     /// Compare what policies would have delivered over a link: Weir, strict priorities, a plain bridge, and the best possible
     Sim(SimArgs),
     /// Emulate a link between two network namespaces, and cut, slow or block it
@@ -79,6 +82,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Sim(args) => return weir::sim::command::run(&args),
         Command::Link(args) => return weir::link::command::run(&args),
         Command::Explain(args) => weir::explain::run(&args, &mut io::stdout().lock())?,
+        Command::Graph(args) => return weir::graph::run(&args, &mut io::stdout().lock()),
         Command::Pki(command) => command.run(&mut io::stdout().lock())?,
         Command::Buffer(command) => weir::buffer::run(command)?,
         Command::Runtime(command) => weir::runtime::run(&command)?,

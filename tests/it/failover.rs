@@ -212,7 +212,8 @@ impl Run {
             skip(&format!("failover, {name}: {why}"));
             return None;
         }
-        let lab = Lab::started(binaries(), &LabPlan { links: LINKS.to_vec(), tables: STREAMS.to_owned(), seed: 1 });
+        let plan = LabPlan { links: LINKS.to_vec(), tables: STREAMS.to_owned(), has_fallbacks: false, seed: 1 };
+        let lab = Lab::started(binaries(), &plan);
         let observer = Observer::start(&lab);
         let alarms = lab.sensor("alarms", alarm, |sensor| (sensor.per_s, sensor.window) = (ALARMS_PER_S, 1_000));
         let plains = lab.sensor("plains", plain, |sensor| (sensor.per_s, sensor.window) = (PLAIN_PER_S, 5_000));

@@ -2,10 +2,13 @@
 #![expect(clippy::print_stdout, reason = "a test prints its seed and its figures, and what it skips")]
 
 mod access;
+mod answers;
 mod conservation;
 mod demo;
 mod failover;
+mod fallback;
 mod full_disk;
+mod interfaces;
 mod link;
 mod oracle;
 mod purity;

@@ -32,7 +32,8 @@ const FORBIDDEN: [&str; 24] = [
 ];
 
 /// What `weir-logic` may depend on. None of these does anything but compute.
-const DEPENDENCIES: [&str; 8] = ["bytes", "crc32fast", "foldhash", "prost", "serde", "serde_json", "thiserror", "zstd"];
+const DEPENDENCIES: [&str; 9] =
+    ["bytes", "crc32fast", "foldhash", "petgraph", "prost", "serde", "serde_json", "thiserror", "zstd"];
 
 #[test]
 fn nothing_in_logic_knows_the_world_outside() {

@@ -16,7 +16,7 @@ const README: &str = include_str!("../../README.md");
 const LIMIT: Duration = Duration::from_secs(20);
 
 /// Commands of the README that other tests or the gate run, by how they begin.
-const RUN_ELSEWHERE: [&str; 11] = [
+const RUN_ELSEWHERE: [&str; 13] = [
     "cargo run --release -p weir -- demo",
     "cargo test --workspace",
     "cargo build --release -p weir -p weir-edge -p weir-cloud",
@@ -24,9 +24,11 @@ const RUN_ELSEWHERE: [&str; 11] = [
     "export PATH=",
     "weir runtime fetch",
     "weir buffer",
-    "weir sim --link",
+    "weir sim",
     "ip netns add",
     "weir link",
+    "weir explain",
+    "weir graph",
     "sqlite3",
 ];
 

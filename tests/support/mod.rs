@@ -4,6 +4,7 @@ pub mod client;
 pub mod netns;
 pub mod oracle;
 pub mod process;
+pub mod proxy;
 pub mod publisher;
 pub mod random;
 pub mod script;

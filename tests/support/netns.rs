@@ -27,6 +27,7 @@ const MQTT: &str = "127.0.0.1:1883";
 const EDGE_ADMIN: &str = "127.0.0.1:9180";
 const CLOUD_ADMIN: &str = "127.0.0.1:9181";
 const QUIC_PORT: u16 = 4433;
+const TLS_PORT: u16 = 443;
 
 /// Why there can be no namespaces here; `None` if there can.
 pub fn unavailable() -> Option<String> {
@@ -124,6 +125,8 @@ pub struct LabPlan {
     pub links: Vec<&'static str>,
     /// Tables of the box's configuration: streams, lanes.
     pub tables: String,
+    /// Whether each uplink has a fallback over TCP.
+    pub has_fallbacks: bool,
     /// Seed of the links.
     pub seed: u64,
 }
@@ -134,6 +137,7 @@ pub struct LabPlan {
 #[derive(Debug)]
 pub struct Lab {
     binaries: Binaries,
+    plan: LabPlan,
     edge: Option<Process>,
     cloud: Option<Process>,
     links: Vec<LinkThread>,
@@ -149,35 +153,70 @@ impl Lab {
     /// # Panics
     /// If something does not start.
     pub fn started(binaries: Binaries, plan: &LabPlan) -> Lab {
-        let dir = TempDir::with_prefix("weir-lab-").expect("there is room for temporary files");
-        certify(dir.path());
-        let (edge_side, cloud_side) = (Namespace::new("box"), Namespace::new("cloud"));
-        let links = plan.links.iter().enumerate().map(|(at, profile)| {
-            let end = |namespace: &Namespace, host: u8| TunEnd { netns: Some(namespace.name.clone()), addr: address(at, host) };
-            let profile = LinkProfile::from_toml("link", profile, Path::new(".")).expect("the profile is right");
-            let (a, b) = (end(&edge_side, 1), end(&cloud_side, 2));
-            tun::start(TunSetup { device: format!("wan{at}"), a, b, profile, seed: plan.seed }).expect("a link can be made")
-        });
-        let links = links.collect();
-        let logs = Logs(vec![dir.path().join("edge.log"), dir.path().join("cloud.log")]);
-        let mut lab = Lab { binaries, edge: None, cloud: None, links, edge_side, cloud_side, _logs: logs, dir };
-        lab.write_configs(plan);
+        let mut lab = Lab::new(binaries, plan);
+        plan.links.iter().for_each(|_| lab.plug());
         lab.start_both();
         for at in 0..plan.links.len() {
-            lab.wait_uplink(at, true, Duration::from_secs(20));
+            // Right behind each uplink is its fallback.
+            lab.wait_uplink(if plan.has_fallbacks { 2 * at } else { at }, true, Duration::from_secs(20));
         }
         lab
     }
 
-    fn write_configs(&self, plan: &LabPlan) {
+    /// Both run, and there is no link yet, nor the interfaces that the uplinks name.
+    ///
+    /// # Panics
+    /// If something does not start.
+    pub fn unplugged(binaries: Binaries, plan: &LabPlan) -> Lab {
+        let mut lab = Lab::new(binaries, plan);
+        lab.start_both();
+        lab
+    }
+
+    fn new(binaries: Binaries, plan: &LabPlan) -> Lab {
+        let dir = TempDir::with_prefix("weir-lab-").expect("there is room for temporary files");
+        certify(dir.path());
+        let (edge_side, cloud_side) = (Namespace::new("box"), Namespace::new("cloud"));
+        let logs = Logs(vec![dir.path().join("edge.log"), dir.path().join("cloud.log")]);
+        let (plan, links) = (plan.clone(), Vec::new());
+        let lab = Lab { binaries, plan, edge: None, cloud: None, links, edge_side, cloud_side, _logs: logs, dir };
+        lab.write_configs();
+        lab
+    }
+
+    /// Makes the next link, and with it an interface on both sides.
+    ///
+    /// # Panics
+    /// If the system refuses, or there is no more in the plan.
+    pub fn plug(&mut self) {
+        let at = self.links.len();
+        let end = |namespace: &Namespace, host: u8| TunEnd { netns: Some(namespace.name.clone()), addr: address(at, host) };
+        let profile = LinkProfile::from_toml("link", self.plan.links[at], Path::new(".")).expect("the profile is right");
+        let (a, b) = (end(&self.edge_side, 1), end(&self.cloud_side, 2));
+        let setup = TunSetup { device: format!("wan{at}"), a, b, profile, seed: self.plan.seed };
+        self.links.push(tun::start(setup).expect("a link can be made"));
+    }
+
+    /// Takes the last link away, and with it its interfaces.
+    ///
+    /// # Panics
+    /// If there is none, or it does not end well.
+    pub fn unplug(&mut self) {
+        self.links.pop().expect("there is a link").stop().expect("it ends well");
+    }
+
+    fn write_configs(&self) {
+        let plan = &self.plan;
         let dir = self.dir.path().display();
         let tls = |who: &str| {
             format!("[tls]\ncert = \"{dir}/pki/{who}.pem\"\nkey = \"{dir}/pki/{who}.key\"\nca = \"{dir}/pki/ca.pem\"\n")
         };
         let uplink = |at: usize| {
             let to = address(at, 2).addr;
+            let fallback =
+                if plan.has_fallbacks { format!("fallback = {{ address = \"{to}:{TLS_PORT}\" }}\n") } else { String::new() };
             format!(
-                "[[uplink]]\nname = \"wan{at}\"\naddress = \"{to}:{QUIC_PORT}\"\nserver_name = \"localhost\"\ninterface = \"wan{at}\"\n"
+                "[[uplink]]\nname = \"wan{at}\"\naddress = \"{to}:{QUIC_PORT}\"\nserver_name = \"localhost\"\ninterface = \"wan{at}\"\n{fallback}"
             )
         };
         let uplinks: String = (0..plan.links.len()).map(uplink).collect();
@@ -188,7 +227,7 @@ impl Lab {
             plan.tables
         );
         let cloud = format!(
-            "[listen]\nquic = \"0.0.0.0:{QUIC_PORT}\"\n{}[gateways]\nenrolled = [\"{GATEWAY}\"]\n\
+            "[listen]\nquic = \"0.0.0.0:{QUIC_PORT}\"\ntls = \"0.0.0.0:{TLS_PORT}\"\n{}[gateways]\nenrolled = [\"{GATEWAY}\"]\n\
              [store]\npath = \"{dir}/cloud.db\"\n[admin]\nhttp = \"{CLOUD_ADMIN}\"\n",
             tls("cloud")
         );

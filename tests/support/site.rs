@@ -91,6 +91,7 @@ struct Addrs {
     mqtt: SocketAddr,
     edge_admin: SocketAddr,
     cloud_quic: SocketAddr,
+    cloud_tls: SocketAddr,
     cloud_admin: SocketAddr,
 }
 
@@ -102,7 +103,13 @@ impl Site {
     pub fn new(binaries: Binaries, plan: Plan) -> Site {
         let dir = TempDir::with_prefix("weir-site-").expect("there is room for temporary files");
         certify(dir.path());
-        let addrs = Addrs { mqtt: free_addr(), edge_admin: free_addr(), cloud_quic: free_addr(), cloud_admin: free_addr() };
+        let addrs = Addrs {
+            mqtt: free_addr(),
+            edge_admin: free_addr(),
+            cloud_quic: free_addr(),
+            cloud_tls: free_addr(),
+            cloud_admin: free_addr(),
+        };
         let link = start_link(&plan, addrs.cloud_quic);
         let logs = Logs(vec![dir.path().join("edge.log"), dir.path().join("cloud.log")]);
         let (data_dir, cloud_dir) = (dir.path().join("data"), dir.path().join("cloud"));
@@ -145,6 +152,11 @@ impl Site {
     /// The box's MQTT listener.
     pub fn mqtt(&self) -> SocketAddr {
         self.addrs.mqtt
+    }
+
+    /// Where the cloud takes boxes over TCP.
+    pub fn cloud_tls(&self) -> SocketAddr {
+        self.addrs.cloud_tls
     }
 
     /// The cloud's database.
@@ -204,11 +216,12 @@ impl Site {
     }
 
     fn cloud_config(&self) -> String {
-        let (quic, admin, dir) = (self.addrs.cloud_quic, self.addrs.cloud_admin, self.dir().display());
+        let Addrs { cloud_quic: quic, cloud_tls: tls, cloud_admin: admin, .. } = self.addrs;
+        let dir = self.dir().display();
         let (store, database) = (&self.plan.store, self.database());
         let database = database.display();
         format!(
-            "[listen]\nquic = \"{quic}\"\n\
+            "[listen]\nquic = \"{quic}\"\ntls = \"{tls}\"\n\
              [tls]\ncert = \"{dir}/pki/cloud.pem\"\nkey = \"{dir}/pki/cloud.key\"\nca = \"{dir}/pki/ca.pem\"\n\
              [gateways]\nenrolled = [\"{GATEWAY}\"]\n\
              [store]\npath = \"{database}\"\n{store}\n\
@@ -300,6 +313,11 @@ impl Site {
         assert_eq!(status.code(), Some(0), "the cloud ends well");
     }
 
+    /// Admin addresses of the box and of the cloud.
+    pub fn admin(&self) -> (SocketAddr, SocketAddr) {
+        (self.addrs.edge_admin, self.addrs.cloud_admin)
+    }
+
     /// Health of the box: status and text.
     pub fn edge_health(&self) -> Option<(u16, String)> {
         self.edge.as_ref()?.get("/healthz")
@@ -326,10 +344,18 @@ impl Site {
     /// # Panics
     /// If it takes too long.
     pub fn wait_uplink(&self, is_up: bool) {
-        let what = if is_up { "the uplink to be up" } else { "the uplink to be down" };
-        wait_for(what, DRAIN_LIMIT, || {
+        self.wait_uplink_at(0, is_up);
+    }
+
+    /// The same for any of its uplinks; a fallback is one right behind the one that it stands in for.
+    ///
+    /// # Panics
+    /// If it takes too long.
+    pub fn wait_uplink_at(&self, at: usize, is_up: bool) {
+        let what = format!("uplink {at} to be {}", if is_up { "up" } else { "down" });
+        wait_for(&what, DRAIN_LIMIT, || {
             let status = self.edge_status()?;
-            (status["uplinks"][0]["up"].as_bool()? == is_up).then_some(())
+            (status["uplinks"][at]["up"].as_bool()? == is_up).then_some(())
         });
     }
 

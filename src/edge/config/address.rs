@@ -6,6 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::str::FromStr;
 
 use serde::{Deserializer, de};
+use weir_host::proxy::Proxy;
 
 /// For serde: an IP address and a port.
 pub(super) fn with_port<'de, D: Deserializer<'de>>(deserializer: D) -> Result<SocketAddr, D::Error> {
@@ -18,6 +19,28 @@ pub(super) fn alone<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option
     let example = "\"192.168.8.100\", without a port";
     deserializer.deserialize_str(AddressVisitor { what: "an IP address", example, address: PhantomData }).map(Some)
 }
+
+/// For serde: an HTTP proxy that may be left out.
+pub(super) fn proxy<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Proxy>, D::Error> {
+    deserializer.deserialize_str(ProxyVisitor).map(Some)
+}
+
+struct ProxyVisitor;
+
+impl de::Visitor<'_> for ProxyVisitor {
+    type Value = Proxy;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "a proxy as text, such as {PROXY_EXAMPLE}")
+    }
+
+    fn visit_str<E: de::Error>(self, text: &str) -> Result<Proxy, E> {
+        // The text may hold a password, and is not shown.
+        text.parse().map_err(|err| E::custom(format!("not an HTTP proxy: {err}\nwrite, for example, {PROXY_EXAMPLE}")))
+    }
+}
+
+const PROXY_EXAMPLE: &str = "\"http://proxy.example.org:3128\" or \"http://USER:PASSWORD@10.0.0.1:3128\"";
 
 struct AddressVisitor<T> {
     what: &'static str,

@@ -34,7 +34,7 @@ pub use policy::{ModelInfo, PolicyError};
 pub use process::{Admin, Gateway, Log};
 pub use stream::{Ack, Infer, Model, Stream};
 pub use summary::Summary;
-pub use uplink::{Session, Tls, Uplink};
+pub use uplink::{Fallback, Session, Tls, Uplink, UplinkPath};
 pub use value::{Floor, LadderName, PlanConfig, Value};
 
 /// Everything that can be set.
@@ -147,6 +147,11 @@ impl Config {
         let mut found = check::Found::default();
         let config = read(&mut |config, checker| found = check::check(config, checker, file, folder, files));
         Checked { config: config.map(|config| config.resolved(folder)), warnings: found.warnings, models: found.models }
+    }
+
+    /// Every way out, in the order of the core's uplinks: each of the configuration's, and behind it its fallback.
+    pub fn uplink_paths(&self) -> impl Iterator<Item = UplinkPath<'_>> {
+        self.uplink.iter().flat_map(Uplink::paths)
     }
 
     /// What `weir check` shows of a configuration without mistakes; `models` as in [`Checked`].

@@ -9,7 +9,7 @@ use weir_logic::payload::{Decoder, FormatError};
 use weir_logic::policy::{Meter, Policy, StreamFidelity, StreamModel, StreamPolicy, UplinkPolicy, UserPolicy};
 use weir_logic::window::{AggregateSpec, KeepError, KeepRules, Span, SpecError, WindowConfig, WindowSpec};
 
-use super::{Ack, Config, Stream, Uplink, value};
+use super::{Ack, Config, Stream, UplinkPath, value};
 
 /// What streams need to know of a model.
 #[derive(Debug, Clone, PartialEq)]
@@ -91,7 +91,7 @@ impl Config {
             connections_max: self.mqtt.clients_max,
             router: self.mqtt.router_limits(),
             session: self.session.limits(),
-            uplinks: self.uplink.iter().map(uplink_policy).collect(),
+            uplinks: self.uplink_paths().enumerate().map(|(at, path)| uplink_policy(at, &path)).collect(),
             price: self.plan.limits(),
             critical_copies: self.plan.critical_copies,
         })
@@ -104,17 +104,20 @@ impl Config {
     }
 }
 
-fn uplink_policy(uplink: &Uplink) -> UplinkPolicy {
+/// The uplink at an index; a fallback is right behind the uplink that it stands in for.
+fn uplink_policy(at: usize, path: &UplinkPath<'_>) -> UplinkPolicy {
+    let uplink = path.uplink;
     let shared = |name: &Option<String>| name.as_deref().map(Arc::from);
     UplinkPolicy {
-        name: uplink.name.as_str().into(),
+        name: path.name().into(),
         nominal_bps: value::nominal_bps(uplink.rate),
-        stands_in_for: None,
+        stands_in_for: path.fallback.map(|_| at.saturating_sub(1) as u8),
         meter: uplink
             .metered
             .then(|| Meter { money_per_mb: uplink.money_per_mb, month_bytes: uplink.month_bytes.map(|bytes| bytes.get()) }),
         warm: uplink.warm,
         classes: Class::ALL.map(|class| uplink.classes.as_ref().is_none_or(|classes| classes.contains(&class))),
+        ingest: path.certificate_name().into(),
         zone: shared(&uplink.zone),
         carrier: shared(&uplink.carrier),
     }

@@ -38,7 +38,8 @@ impl<'c> Summary<'c> {
     /// Memory that the configuration lets the process take besides its code, as `(what, bytes, how it comes about)`.
     /// An estimate: what each limit allows if it is reached, except that no client sends its longest packet.
     pub fn memory(&self) -> Vec<(&'static str, u64, String)> {
-        let Config { mqtt, buffer, stream, uplink, model, infer, .. } = self.config;
+        let Config { mqtt, buffer, stream, model, infer, .. } = self.config;
+        let uplinks = self.config.uplink_paths().count() as u64;
         let clients = mqtt.clients_max as u64;
         let devices = mqtt.devices_max as u64;
         let window_bytes = stream.iter().map(|stream| self.window_bytes(stream)).max().unwrap_or(0);
@@ -57,7 +58,7 @@ impl<'c> Summary<'c> {
                 format!("{devices} at {}, if so many ever publish", human(DEVICE_BYTES + window_bytes)),
             ),
             ("models", queues * window_bytes, format!("{} queues of {} windows", model.len(), infer.queue_windows_max)),
-            ("uplinks", uplink.len() as u64 * UPLINK_BYTES, format!("{} at {}", uplink.len(), human(UPLINK_BYTES))),
+            ("uplinks", uplinks * UPLINK_BYTES, format!("{uplinks} at {}", human(UPLINK_BYTES))),
         ]
     }
 }
@@ -80,10 +81,11 @@ impl fmt::Display for Summary<'_> {
         }));
         table(f, &rows)?;
         let mut rows = vec![row(["uplink", "address", "certificate name", "by"])];
-        rows.extend(config.uplink.iter().map(|uplink| {
-            let by = [uplink.interface.clone(), uplink.bind.map(|bind| bind.to_string())];
-            let by = by.into_iter().flatten().collect::<Vec<_>>().join(" ");
-            row([&uplink.name, &uplink.address, uplink.certificate_name(), if by.is_empty() { "any" } else { &by }])
+        rows.extend(config.uplink_paths().map(|path| {
+            let by = [path.uplink.interface.clone(), path.uplink.bind.map(|bind| bind.to_string())];
+            let proxy = path.fallback.and_then(|fallback| fallback.proxy.as_ref()).map(ToString::to_string);
+            let by = by.into_iter().flatten().chain(proxy).collect::<Vec<_>>().join(" ");
+            row([&path.name(), path.address(), path.certificate_name(), if by.is_empty() { "any" } else { &by }])
         }));
         table(f, &rows)?;
         let listeners: Vec<String> = config.listen.iter().map(listener).collect();

@@ -147,17 +147,50 @@ fn a_model_that_does_not_fit_its_stream_gives_no_policy() {
 #[test]
 fn uplinks_know_their_host_certificate_name_and_family() {
     let uplink = |address: &str| Uplink { address: address.to_owned(), ..Uplink::default() };
+    fn main(uplink: &Uplink) -> UplinkPath<'_> {
+        uplink.paths().next().unwrap()
+    }
     for (address, host) in [("a.example:4433", "a.example"), ("10.0.0.1:1", "10.0.0.1"), ("[fd00::1]:4433", "fd00::1")] {
         assert_eq!(uplink(address).host_port().map(|(host, _)| host), Some(host));
-        assert_eq!(uplink(address).certificate_name(), host);
+        assert_eq!(main(&uplink(address)).certificate_name(), host);
     }
     for address in ["a.example", "a.example:0", ":4433", "fd00::1:4433", "https://a:4433", "a b:4433", "[a]:4433", "a:70000"] {
         assert_eq!(uplink(address).host_port(), None, "{address}");
     }
-    assert_eq!(uplink("a:1").local_addr().to_string(), "0.0.0.0:0");
-    assert_eq!(uplink("[fd00::1]:1").local_addr().to_string(), "[::]:0");
+    assert_eq!(main(&uplink("a:1")).local_addr().to_string(), "0.0.0.0:0");
+    assert_eq!(main(&uplink("[fd00::1]:1")).local_addr().to_string(), "[::]:0");
     let bound = Uplink { bind: Some("192.168.8.100".parse().unwrap()), ..uplink("a:1") };
-    assert_eq!(bound.local_addr().to_string(), "192.168.8.100:0");
+    assert_eq!(main(&bound).local_addr().to_string(), "192.168.8.100:0");
+}
+
+#[test]
+fn a_fallback_is_an_uplink_of_its_own_behind_the_one_that_it_stands_in_for() {
+    let text = "[[uplink]]\nname = \"dsl\"\naddress = \"a.example:4433\"\n\
+                [[uplink]]\nname = \"lte\"\naddress = \"a.example:4433\"\ninterface = \"wwan0\"\nmetered = true\nclasses = [\"critical\"]\n\
+                fallback = { address = \"b.example:443\", proxy = \"http://u:secret@[fd00::1]:3128\" }\n";
+    let config = parse(text).config.unwrap();
+    let paths: Vec<_> = config.uplink_paths().collect();
+    let shown = |path: &UplinkPath<'_>| {
+        (path.name(), path.address().to_owned(), path.certificate_name().to_owned(), path.local_addr().to_string())
+    };
+    let of = |name: &str, address: &str, host: &str, local: &str| {
+        (name.to_owned(), address.to_owned(), host.to_owned(), local.to_owned())
+    };
+    assert_eq!(
+        paths.iter().map(shown).collect::<Vec<_>>(),
+        [
+            of("dsl", "a.example:4433", "a.example", "0.0.0.0:0"),
+            of("lte", "a.example:4433", "a.example", "0.0.0.0:0"),
+            of("lte/tcp", "b.example:443", "b.example", "[::]:0"),
+        ]
+    );
+    let uplinks = config.policy(&[]).unwrap().uplinks;
+    assert_eq!(uplinks.iter().map(|of| of.stands_in_for).collect::<Vec<_>>(), [None, None, Some(1)]);
+    // It is the same link: what that costs, and who may use it, holds for both.
+    let (main, fallback) = (&uplinks[1], &uplinks[2]);
+    assert_eq!((&main.meter, main.classes, &*fallback.name), (&fallback.meter, fallback.classes, "lte/tcp"));
+    let shown = config.summary(&[]).to_string();
+    assert!(shown.contains("lte/tcp  b.example:443   b.example         wwan0 http://...@[fd00::1]:3128"), "{shown}");
 }
 
 #[test]

@@ -4,6 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
+use weir_host::proxy::{self, Proxy};
 use weir_host::quic::{Congestion, Transport};
 use weir_host::units::{BitRate, Bytes, Duration};
 use weir_logic::ids::Class;
@@ -21,6 +22,8 @@ pub struct Uplink {
     pub address: String,
     /// Name that the cloud's certificate must have; `None` for the host in `address`.
     pub server_name: Option<String>,
+    /// The same cloud over TLS on TCP, where QUIC does not pass; `None` for QUIC alone.
+    pub fallback: Option<Fallback>,
     /// Local address to send from; `None` for the system's choice.
     #[serde(deserialize_with = "address::alone")]
     pub bind: Option<IpAddr>,
@@ -50,32 +53,72 @@ pub struct Uplink {
 impl Uplink {
     /// Host and port of the address; `None` if it is not of the form `host:port`, which `check` refuses.
     pub fn host_port(&self) -> Option<(&str, u16)> {
-        let (host, port) = self.address.rsplit_once(':')?;
-        let port = port.parse().ok().filter(|port| *port > 0)?;
-        let host = match host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) {
-            Some(v6) => v6.parse::<Ipv6Addr>().is_ok().then_some(v6)?,
-            None if host.contains(':') => return None,
-            None => host,
-        };
-        let is_host = !host.is_empty() && !host.contains(|c: char| c.is_whitespace() || matches!(c, '/' | '@'));
-        is_host.then_some((host, port))
+        proxy::host_port(&self.address)
     }
 
-    /// The name that the cloud's certificate must have.
-    pub fn certificate_name(&self) -> &str {
-        self.server_name.as_deref().unwrap_or_else(|| self.host_port().map_or("", |(host, _)| host))
-    }
-
-    /// The local address to bind, with port 0: IPv4 unless `bind` or `address` is an IPv6 address.
-    pub fn local_addr(&self) -> SocketAddr {
-        let to_v6 = self.host_port().is_some_and(|(host, _)| host.parse::<Ipv6Addr>().is_ok());
-        let any = if to_v6 { IpAddr::V6(Ipv6Addr::UNSPECIFIED) } else { IpAddr::V4(Ipv4Addr::UNSPECIFIED) };
-        SocketAddr::new(self.bind.unwrap_or(any), 0)
+    /// The uplink as it goes over QUIC, and then, if it has one, its fallback.
+    pub fn paths(&self) -> impl Iterator<Item = UplinkPath<'_>> {
+        let fallback = self.fallback.as_ref().map(|fallback| UplinkPath { uplink: self, fallback: Some(fallback) });
+        [UplinkPath { uplink: self, fallback: None }].into_iter().chain(fallback)
     }
 
     /// Limits and timers of its QUIC connection.
     pub fn transport(&self) -> Transport {
         Transport { congestion: self.congestion, ..Transport::edge() }
+    }
+}
+
+/// `fallback` of an uplink.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Fallback {
+    /// Host name or IP address of the cloud, and its TCP port.
+    pub address: String,
+    /// HTTP proxy to go through; `None` for straight.
+    #[serde(deserialize_with = "address::proxy")]
+    pub proxy: Option<Proxy>,
+}
+
+/// One of the two transports that an uplink may have; to all but the configuration each is an uplink of its own.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct UplinkPath<'c> {
+    /// The uplink.
+    pub uplink: &'c Uplink,
+    /// Its fallback, if it is that; else it is QUIC.
+    pub fallback: Option<&'c Fallback>,
+}
+
+impl<'c> UplinkPath<'c> {
+    /// Its name in logs and metrics: no uplink's own has a slash in it.
+    pub fn name(&self) -> String {
+        match self.fallback {
+            Some(_) => format!("{}/tcp", self.uplink.name),
+            None => self.uplink.name.clone(),
+        }
+    }
+
+    /// Host and port of the cloud.
+    pub fn address(&self) -> &'c str {
+        self.fallback.map_or(&self.uplink.address, |fallback| &fallback.address)
+    }
+
+    /// The name that the cloud's certificate must have.
+    pub fn certificate_name(&self) -> &'c str {
+        let host = || proxy::host_port(self.address()).map_or("", |(host, _)| host);
+        self.uplink.server_name.as_deref().unwrap_or_else(host)
+    }
+
+    /// Host and port that it connects to: the cloud's, or the proxy's.
+    pub fn next_address(&self) -> &'c str {
+        self.fallback.and_then(|fallback| fallback.proxy.as_ref()).map_or(self.address(), Proxy::address)
+    }
+
+    /// The local address to bind, with port 0: IPv4 unless `bind` or what it connects to is an IPv6 address.
+    pub fn local_addr(&self) -> SocketAddr {
+        let host = proxy::host_port(self.next_address()).map_or("", |(host, _)| host);
+        let to_v6 = host.parse::<Ipv6Addr>().is_ok();
+        let any = if to_v6 { IpAddr::V6(Ipv6Addr::UNSPECIFIED) } else { IpAddr::V4(Ipv4Addr::UNSPECIFIED) };
+        SocketAddr::new(self.uplink.bind.unwrap_or(any), 0)
     }
 }
 

@@ -215,6 +215,10 @@ impl Driver {
             }
             Message::ClientLost { conn } => gateway.handle(now, Input::ClientLost { conn }),
             Message::HandshakeFailed { peer, reason } => self.refused(now.service_us, peer, "", &reason),
+            Message::GraphAsked { answer_tx } => {
+                let none = || "a name of this box's policy cannot stand in the health graph".to_owned();
+                let _ = answer_tx.send(gateway.graph(now.service_us).map(|graph| graph.to_json()).ok_or_else(none));
+            }
             Message::Asked { question, answer_tx } => {
                 let answer = gateway.explain(now.service_us, &question);
                 // Who has not waited does not want to know.
@@ -418,6 +422,16 @@ impl Driver {
             Event::Routed { lane, version, uplink, reason, rejected } => {
                 let uplink = uplink.map_or("none", |uplink| &*self.parts.uplinks[usize::from(uplink)].name);
                 tracing::info!(lane = lane.name(), version, uplink, reason, rejected = rejected.join("; "), "route");
+            }
+            Event::Advised { uplink, about } => {
+                let uplink = &self.parts.uplinks[usize::from(*uplink)].name;
+                match about {
+                    Some((node, concern)) => {
+                        let (trouble, sites, confidence) = (concern.trouble.name(), concern.affected, concern.confidence);
+                        tracing::info!(uplink, node, trouble, sites, confidence, "neighbours report trouble on the way");
+                    }
+                    None => tracing::info!(uplink, "neighbours report no trouble on the way any more"),
+                }
             }
             Event::UplinkState { uplink, from, to, reason } => {
                 let (uplink, from, to) = (&self.parts.uplinks[usize::from(*uplink)].name, from.name(), to.name());

@@ -47,6 +47,10 @@ pub(crate) enum Message {
         conn: ConnId,
         result: Result<UserIndex, AuthRefusal>,
     },
+    /// Somebody wants the box's part of the health graph, as JSON.
+    GraphAsked {
+        answer_tx: oneshot::Sender<Result<String, String>>,
+    },
     /// Somebody asks why, or where; the answer is JSON, or a line for people.
     Asked {
         question: Question,

@@ -73,6 +73,7 @@ impl Gateway {
         if self.control.has_values {
             self.reprice(now_us, at_once);
         }
+        self.federate(now_us);
         self.replan(now_us);
         self.leave_bad_ways(now_us);
         self.want_ways(now_us);
@@ -88,13 +89,12 @@ impl Gateway {
 
     fn reprice(&mut self, now_us: u64, at_once: bool) {
         let limits = self.policy.price;
-        let pace = self.health.iter().map(|health| {
+        let rates = self.health.iter().map(|health| {
             let estimate = health.estimate(now_us);
-            estimate.goodput_bps.clamp(DRAIN_RATE_PART * estimate.capacity_bps, estimate.capacity_bps) / 8.0
+            estimate.goodput_bps.max(DRAIN_RATE_PART * estimate.capacity_bps) / 8.0
         });
-        let pace: Vec<f64> = pace.collect();
-        let in_use = &self.plan.uplinks[Class::Normal.index()];
-        self.lanes.set_pace(now_us, &pace, in_use.iter().copied().filter(|&uplink| self.uplinks[usize::from(uplink)].is_up()));
+        let rates: Vec<f64> = rates.collect();
+        self.lanes.foresee(now_us, &rates);
         let of_class = |class: Class| self.policy.streams.iter().position(|stream| stream.class == class).map(|at| at as u16);
         let waiting = self.lanes.waiting(now_us, self.policy.streams.len(), of_class);
         let (arrived, ratio) = self.lanes.take_arrived();
@@ -120,12 +120,12 @@ impl Gateway {
             let link = usize::from(of.stands_in_for.unwrap_or(at as u8));
             let is_paid = of.meter.is_some();
             let standby = of.stands_in_for.is_some() && !self.uplinks[at].is_up();
-            if is_paid != paid || standby || (is_paid && self.ways[at].budget.is_none() && !self.uplinks[at].is_up()) {
+            if is_paid != paid || standby || (is_paid && self.budget(at).is_none() && !self.uplinks[at].is_up()) {
                 continue;
             }
             let estimate = health.estimate(now_us);
             let rate = estimate.goodput_bps.max(DRAIN_RATE_PART * estimate.capacity_bps);
-            let left = self.ways[at].budget.as_ref().map_or(f64::MAX, |budget| budget.allowance().others_bytes as f64);
+            let left = self.budget(at).map_or(f64::MAX, |budget| budget.allowance().others_bytes as f64);
             let carries = Capacity {
                 by_horizon: std::array::from_fn(|at| health.capacity_bytes(horizon_end_us(at, limits.horizon_us)).min(left)),
                 drain_bytes: (rate / 8.0 * limits.drain_us as f64 / 1e6).min(left),

@@ -2,6 +2,7 @@
 
 use bytes::Bytes;
 
+use crate::graph::Concern;
 use crate::health::{OpenReason, PathStats, UplinkState};
 use crate::ids::{BlockKey, Class, VoidReason};
 use crate::ingest::{ConnId, InferJob, Scored};
@@ -224,6 +225,13 @@ pub enum Event {
         reason: String,
         /// The others, and why they are not it.
         rejected: Vec<String>,
+    },
+    /// Neighbours say something else of what lies on an uplink; `None` if there is nothing to say any more.
+    Advised {
+        /// The uplink.
+        uplink: u8,
+        /// The node, and what is wrong with it.
+        about: Option<(String, Concern)>,
     },
     /// What is thought of an uplink has changed.
     UplinkState {

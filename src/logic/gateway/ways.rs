@@ -13,7 +13,7 @@ use crate::budget::{BudgetLevel, MonthBudget};
 use crate::health::{PROBE_BYTES_MAX, PathStats, UplinkState};
 use crate::ids::{BlockKey, Class};
 use crate::policy::Policy;
-use crate::route::{Refusal, Standing, UplinkView};
+use crate::route::{Refusal, Standing, UplinkView, standing};
 use crate::uplink::DownReason;
 
 use super::{Event, Gateway, Output};
@@ -68,14 +68,19 @@ impl Way {
 impl Gateway {
     /// The uplinks as the plan sees them.
     pub(super) fn uplink_views(&self, now_us: u64) -> Vec<UplinkView> {
-        let view = |((session, health), way): ((&crate::uplink::Session, &crate::health::UplinkHealth), &Way)| UplinkView {
-            is_up: session.is_up() && way.probe.is_none(),
-            estimate: health.estimate(now_us),
-            allowance: way.budget.as_ref().map(MonthBudget::allowance),
-            paid_price: way.budget.as_ref().and_then(MonthBudget::price),
-            advice: way.advice,
+        let view = |at: usize| UplinkView {
+            is_up: self.uplinks[at].is_up() && self.ways[at].probe.is_none(),
+            estimate: self.health[at].estimate(now_us),
+            allowance: self.budget(at).map(MonthBudget::allowance),
+            paid_price: self.budget(at).and_then(MonthBudget::price),
+            advice: self.ways[at].advice,
         };
-        self.uplinks.iter().zip(&self.health).zip(&self.ways).map(view).collect()
+        (0..self.uplinks.len()).map(view).collect()
+    }
+
+    /// The month's budget of an uplink; a stand-in spends that of the uplink over the same link.
+    pub(super) fn budget(&self, at: usize) -> Option<&MonthBudget> {
+        self.ways[self.policy.uplinks[at].stands_in_for.map_or(at, usize::from)].budget.as_ref()
     }
 
     /// Counts what an uplink's connection cost since it was last looked at.
@@ -85,7 +90,8 @@ impl Gateway {
         let old = if path.sent_packets < way.path.sent_packets { PathStats::default() } else { way.path };
         way.path = *path;
         let used = cost_bytes(path).saturating_sub(cost_bytes(&old));
-        if let Some(budget) = &mut way.budget {
+        let payer = self.policy.uplinks[at].stands_in_for.map_or(at, usize::from);
+        if let Some(budget) = &mut self.ways[payer].budget {
             budget.spend(used);
         }
         self.health[at].path(now_us, path);
@@ -143,13 +149,13 @@ impl Gateway {
 
     /// Connects and disconnects uplinks as they are needed.
     pub(super) fn want_ways(&mut self, now_us: u64) {
-        for at in 0..self.uplinks.len() {
-            let is_good = self.standing(at) == Standing::Good;
-            let way = &mut self.ways[at];
+        let standings: Vec<Standing> = self.uplink_views(now_us).iter().map(standing).collect();
+        for (way, standing) in self.ways.iter_mut().zip(&standings) {
+            let is_good = *standing == Standing::Good;
             way.unwell_since_us = if is_good { None } else { way.unwell_since_us.or(Some(now_us)) };
         }
         for at in 0..self.uplinks.len() {
-            if self.needs(now_us, at) {
+            if self.needs(now_us, at, &standings) {
                 self.ways[at].wanted_until_us = now_us.saturating_add(LINGER_US);
             }
             let is_wanted = now_us < self.ways[at].wanted_until_us;
@@ -194,21 +200,13 @@ impl Gateway {
         }
     }
 
-    fn standing(&self, at: usize) -> Standing {
-        let of_critical = self.plan.routes[Class::Critical.index()].candidates.iter();
-        let of_all = self.plan.routes.iter().flat_map(|route| &route.candidates);
-        let known =
-            of_critical.chain(of_all).find(|c| usize::from(c.uplink) == at && !matches!(c.standing, Standing::Refused(_)));
-        known.map_or(Standing::Down, |candidate| candidate.standing)
-    }
-
-    fn needs(&self, now_us: u64, at: usize) -> bool {
+    fn needs(&self, now_us: u64, at: usize, standings: &[Standing]) -> bool {
         let of = &self.policy.uplinks[at];
         let long_unwell =
             |way: &Way| way.unwell_since_us.is_some_and(|since_us| now_us >= since_us.saturating_add(STAND_IN_US));
         if let Some(main) = of.stands_in_for {
             let main = usize::from(main);
-            let is_bad = self.uplinks[main].is_up() && self.standing(main) == Standing::Bad;
+            let is_bad = standings[main] == Standing::Bad;
             let is_main_wanted = self.policy.uplinks[main].meter.is_none() || now_us < self.ways[main].wanted_until_us;
             return is_main_wanted && (is_bad || long_unwell(&self.ways[main]));
         }
@@ -275,7 +273,9 @@ fn cost_bytes(path: &PathStats) -> u64 {
 /// Saved levels of the budgets, by uplink; those of uplinks without one are empty.
 pub(super) fn ways(now_us: u64, policy: &Policy, saved: &[BudgetLevel]) -> Vec<Way> {
     let level = |at: usize| saved.get(at).copied().unwrap_or_default();
-    let month_bytes = |of: &crate::policy::UplinkPolicy| of.meter.and_then(|meter| meter.month_bytes);
+    // A stand-in spends the budget of the uplink over the same link.
+    let own = |of: &crate::policy::UplinkPolicy| of.meter.filter(|_| of.stands_in_for.is_none());
+    let month_bytes = |of: &crate::policy::UplinkPolicy| own(of).and_then(|meter| meter.month_bytes);
     policy.uplinks.iter().enumerate().map(|(at, of)| Way::new(now_us, month_bytes(of), level(at))).collect()
 }
 

@@ -26,13 +26,14 @@ pub use silence::{Rtt, Silence, SilenceDetector};
 pub use stall::{StallDetector, StallEvidence};
 pub use success::SuccessRatio;
 pub use uplink::{
-    CloseReason, PathStats, StateChange, UplinkCounters, UplinkEstimate, UplinkHealth, UplinkLimits, UplinkState,
+    COLD_HALF_LIFE_US, CloseReason, EVIDENCE_HALF_LIFE_US, PathStats, StateChange, UplinkCounters, UplinkEstimate,
+    UplinkHealth, UplinkLimits, UplinkState,
 };
 
 mod breaker;
 mod cold;
 mod confidence;
-mod decay;
+pub(crate) mod decay;
 mod ewma;
 mod goodput;
 mod silence;

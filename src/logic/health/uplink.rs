@@ -413,9 +413,9 @@ const LOSS_WINDOW_US: u64 = 10_000_000;
 /// One of 20 packets is the 5 % at which people in the field fail over.
 const LOSS_PACKETS_MIN: u64 = 20;
 /// Heartbeats come every few seconds: a minute without any leaves half of the trust.
-const EVIDENCE_HALF_LIFE_US: u64 = 60_000_000;
+pub const EVIDENCE_HALF_LIFE_US: u64 = 60_000_000;
 /// A cold uplink is looked at once an hour, and must not be forgotten before.
-const COLD_HALF_LIFE_US: u64 = 3_600_000_000;
+pub const COLD_HALF_LIFE_US: u64 = 3_600_000_000;
 
 #[cfg(test)]
 mod tests;

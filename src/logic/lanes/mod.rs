@@ -135,10 +135,8 @@ pub struct LaneStatus {
 #[derive(Debug)]
 pub struct Lanes {
     limits: LanesLimits,
-    /// How long what is handed over now will take to come, see [`Lanes::set_pace`].
+    /// How long what is handed over now will take to come, see [`Lanes::foresee`].
     ahead_us: u64,
-    /// Raw bytes at which a block is sealed now, see [`Lanes::set_pace`].
-    block_bytes: usize,
     /// Order of epochs by age; the last is the present one.
     epochs: Vec<Epoch>,
     lanes: PerClass<Lane>,
@@ -250,7 +248,6 @@ impl Lanes {
         let mut lanes = Lanes {
             limits,
             ahead_us: 0,
-            block_bytes: limits.block_target_bytes,
             epochs,
             lanes,
             codec: Codec::default(),
@@ -311,7 +308,7 @@ impl Lanes {
     pub fn push(&mut self, now_us: u64, class: Class, stream: u16, record: &NewRecord<'_>) -> u64 {
         let Lane { staging, policy, .. } = &self.lanes[class.index()];
         let spans_us = staging.born_us().map_or(0, |born_us| record.at_us.saturating_sub(born_us));
-        if staging.is_full_for(record.payload.len(), self.block_bytes) || spans_us > policy.span_us_max() {
+        if staging.is_full_for(record.payload.len(), self.limits.block_target_bytes) || spans_us > policy.span_us_max() {
             self.seal(now_us, class);
         }
         let lane = &mut self.lanes[class.index()];

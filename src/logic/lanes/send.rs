@@ -49,7 +49,6 @@ const CRITICAL_LINGER_US: u64 = 20_000;
 /// With so many bytes that the shell holds and QUIC has not yet taken no further block is handed over; each of the two
 /// critical streams has a limit of its own.
 const UNWRITTEN_BYTES_MAX: u64 = 64 * 1024;
-const UNWRITTEN_BYTES_MIN: u64 = 4 * 1024;
 const UNWRITTEN_CRITICAL_BYTES_MAX: u64 = 16 * 1024;
 /// A lane's backlog has this part of the share of its live data.
 const BACKLOG_PART: u64 = 2;
@@ -60,8 +59,6 @@ const FLOWS: usize = 8;
 pub(super) struct Schedule {
     /// By uplink and stream: bytes that the shell holds for the transport to take.
     unwritten: Vec<[u64; FLOWS]>,
-    /// By uplink: bytes that the shell may hold of all but critical; [`UNWRITTEN_BYTES_MAX`] for those of which nothing was said.
-    unwritten_max: Vec<u64>,
     /// Bytes sent for their share, scaled; the lowest goes next.
     turns: [u64; FLOWS],
     clock: u64,
@@ -93,12 +90,6 @@ impl Schedule {
         self.load_after_us[class.index()] = retry_us;
     }
 
-    /// By uplink: bytes that the shell may hold, of all but critical.
-    pub(super) fn set_unwritten_max(&mut self, bytes: impl Iterator<Item = u64>) {
-        self.unwritten_max.clear();
-        self.unwritten_max.extend(bytes.map(|bytes| bytes.clamp(UNWRITTEN_BYTES_MIN, UNWRITTEN_BYTES_MAX)));
-    }
-
     /// Bytes that the shell holds for the transports to take.
     pub(super) fn unwritten_bytes(&self) -> u64 {
         self.unwritten.iter().flatten().sum()
@@ -114,8 +105,7 @@ impl Schedule {
         if flow.lane == Class::Critical {
             return unwritten[index(flow)] < UNWRITTEN_CRITICAL_BYTES_MAX;
         }
-        let most = self.unwritten_max.get(usize::from(uplink)).copied().unwrap_or(UNWRITTEN_BYTES_MAX);
-        unwritten[2..].iter().sum::<u64>() < most
+        unwritten[2..].iter().sum::<u64>() < UNWRITTEN_BYTES_MAX
     }
 
     fn take_turn(&mut self, flow: Flow, len: u64, share: u32) {
@@ -302,7 +292,7 @@ impl Lanes {
                 _ => LINGER_US,
             };
             let born_us = lane.staging.born_us()?;
-            let due_us = if lane.staging.len() >= self.block_bytes { 0 } else { born_us + linger_us };
+            let due_us = if lane.staging.len() >= self.limits.block_target_bytes { 0 } else { born_us + linger_us };
             // What it will be when it is compressed.
             (lane.staging.len() as u64 / 4, due_us)
         };

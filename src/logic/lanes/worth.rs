@@ -35,13 +35,8 @@ struct Sum {
     kept_us: f64,
 }
 
-/// Seconds that a block takes the uplink, and what the shell holds for it; see [`Lanes::set_pace`].
-const BLOCK_S: f64 = 0.5;
-const UNWRITTEN_S: f64 = 0.1;
 /// Nothing is expected to be on its way for longer; it is lost rather than late.
 const AHEAD_S_MAX: f64 = 5.0;
-/// A block's header and compression are not worth less.
-const BLOCK_BYTES_MIN: usize = 8 * 1024;
 /// Blocks of a queue that are compared: 128 MiB of the usual size, and about 0.1 ms.
 const LOOKED_AT_MAX: usize = 1_024;
 
@@ -99,16 +94,12 @@ impl Lanes {
         named.flat_map(|(stream, ages)| ages.iter().filter(|s| s.bytes > 0.0).map(move |&sum| cohort(stream, sum))).collect()
     }
 
-    /// Cuts what is sent to uplinks that carry so many bytes a second each: a block takes the slowest in use a quarter of a second,
-    /// and what the shell holds beside it a tenth, so that what is urgent does not wait behind what is not, nor is bound too early.
-    pub fn set_pace(&mut self, now_us: u64, bytes_per_s: &[f64], in_use: impl Iterator<Item = u8>) {
-        let most = self.limits.block_target_bytes;
-        let slowest = in_use.filter_map(|uplink| bytes_per_s.get(usize::from(uplink)).copied()).fold(f64::MAX, f64::min);
-        self.block_bytes = ((BLOCK_S * slowest) as usize).clamp(BLOCK_BYTES_MIN.min(most), most);
-        self.schedule.set_unwritten_max(bytes_per_s.iter().map(|bytes| (UNWRITTEN_S * bytes) as u64));
-        let ahead_s = bytes_per_s.iter().enumerate().map(|(uplink, bytes)| {
+    /// Estimates what becomes of what waits, once a second: how long what is handed over takes to come, by what is under way on
+    /// each uplink and its rate in bytes a second, and when blocks will have been pushed out of their lanes.
+    pub fn foresee(&mut self, now_us: u64, rates: &[f64]) {
+        let ahead_s = rates.iter().enumerate().map(|(uplink, rate)| {
             let ahead: u64 = self.under_way_bytes(uplink as u8)[1..].iter().sum();
-            if *bytes > 0.0 { ahead as f64 / bytes } else { 0.0 }
+            if *rate > 0.0 { ahead as f64 / rate } else { 0.0 }
         });
         self.ahead_us = (ahead_s.fold(0.0, f64::max).min(AHEAD_S_MAX) * 1e6) as u64;
         self.lanes.iter_mut().for_each(|lane| lane.foresee(now_us));

@@ -9,11 +9,13 @@
 use std::collections::VecDeque;
 use std::ops::RangeInclusive;
 
-use bytes::BytesMut;
+use bytes::{Bytes, BytesMut};
 
+use crate::graph::Stamp;
 use crate::ids::{Class, Epoch, PerClass, Void};
 use crate::wire::{
-    self, Ack, Body, Control, Credits, FrameError, Hello, LaneRanges, PROTOCOL_VERSION, Ping, VoidRange, Voids, Welcome,
+    self, Ack, Body, Control, Credits, DigestBytes, FrameError, Hello, LaneRanges, PROTOCOL_VERSION, Ping, VoidRange, Voids,
+    Welcome,
 };
 
 mod backoff;
@@ -44,6 +46,17 @@ pub enum SessionOutput {
     Disconnect(DownReason),
     /// Data may be sent from now on.
     Up,
+    /// The cloud greeted, and knows the gateway's digest up to here.
+    Greeted {
+        /// The last stamp it saw.
+        last_stamp: Option<Stamp>,
+        /// What it calls itself; empty if it does not say.
+        node: String,
+    },
+    /// The cloud lacks what the last digest builds on.
+    NeedFull,
+    /// What the cloud says of what this box shares with others.
+    Advice(Bytes),
     /// A heartbeat was written.
     Pinged,
     /// A heartbeat was answered.
@@ -246,7 +259,7 @@ impl Session {
 
     fn message(&mut self, now_us: u64, message: Control) {
         match message.body {
-            Some(Body::Welcome(Welcome { have, more, .. })) => {
+            Some(Body::Welcome(Welcome { have, more, last_stamp, node, .. })) => {
                 self.acked(&have);
                 if !more && matches!(self.state, State::Greeting { .. }) {
                     self.state = State::Up;
@@ -255,6 +268,7 @@ impl Session {
                     self.next_ping_us = now_us;
                     self.credits = [FIRST_CREDIT_BYTES; 4];
                     self.lease_end_us = now_us + FIRST_LEASE_US;
+                    self.outputs.push_back(SessionOutput::Greeted { last_stamp, node });
                     self.outputs.push_back(SessionOutput::Up);
                 }
             }
@@ -278,7 +292,11 @@ impl Session {
                 }
                 self.lease_end_us = now_us + u64::from(lease_ms) * 1_000;
             }
-            Some(Body::Hello(_) | Body::Voids(_) | Body::Ping(_)) | None => self.counters.unknown_messages += 1,
+            Some(Body::NeedFull(_)) => self.outputs.push_back(SessionOutput::NeedFull),
+            Some(Body::Advice(said)) => self.outputs.push_back(SessionOutput::Advice(said.advice)),
+            Some(Body::Hello(_) | Body::Voids(_) | Body::Ping(_) | Body::Digest(_)) | None => {
+                self.counters.unknown_messages += 1
+            }
         }
     }
 
@@ -295,6 +313,11 @@ impl Session {
                 }
             }
         }
+    }
+
+    /// Tells the cloud of the gateway's part of the health graph.
+    pub fn send_digest(&mut self, digest: Vec<u8>) {
+        self.write(Body::Digest(DigestBytes { digest: digest.into() }));
     }
 
     /// Tells the cloud what was given up; at most [`VOIDS_PER_MESSAGE_MAX`] at a time.

@@ -18,7 +18,10 @@ fn up() -> Session {
     let mut session = Session::new(0, LIMITS, 1);
     session.tick(0, Default::default);
     session.connected(1_000, Epoch(7), &[Epoch(3)], "test");
-    session.control(2_000, &frame(Body::Welcome(Welcome { protocol: 1, have: vec![], more: false })));
+    session.control(
+        2_000,
+        &frame(Body::Welcome(Welcome { protocol: 1, have: vec![], more: false, last_stamp: None, node: String::new() })),
+    );
     assert!(outputs(&mut session).contains(&SessionOutput::Up));
     session
 }
@@ -31,12 +34,16 @@ fn a_session_is_up_only_after_the_last_page_of_the_welcome() {
     session.connected(10, Epoch(7), &[Epoch(3)], "test");
     assert!(matches!(&outputs(&mut session)[..], [SessionOutput::Write(_)]));
     let have = vec![LaneRanges { epoch: 3, lane: 1, bounds: vec![0, 9, 20, 29] }];
-    session.control(20, &frame(Body::Welcome(Welcome { protocol: 1, have, more: true })));
+    session
+        .control(20, &frame(Body::Welcome(Welcome { protocol: 1, have, more: true, last_stamp: None, node: String::new() })));
     let acked = |range| SessionOutput::Acked { epoch: Epoch(3), lane: Class::High, range };
     assert_eq!(outputs(&mut session), [acked(0..=9), acked(20..=29)]);
     assert!(!session.is_up());
-    session.control(30, &frame(Body::Welcome(Welcome { protocol: 1, have: vec![], more: false })));
-    assert_eq!(outputs(&mut session), [SessionOutput::Up]);
+    session.control(
+        30,
+        &frame(Body::Welcome(Welcome { protocol: 1, have: vec![], more: false, last_stamp: None, node: String::new() })),
+    );
+    assert_eq!(outputs(&mut session), [SessionOutput::Greeted { last_stamp: None, node: String::new() }, SessionOutput::Up]);
     assert!(session.is_up());
 }
 
@@ -94,7 +101,10 @@ fn cycles(count: usize, up_us: u64, words: &[Body]) -> Vec<u64> {
     for _ in 0..count {
         session.tick(now_us, Default::default);
         session.connected(now_us, Epoch(7), &[], "test");
-        session.control(now_us, &frame(Body::Welcome(Welcome { protocol: 1, have: vec![], more: false })));
+        session.control(
+            now_us,
+            &frame(Body::Welcome(Welcome { protocol: 1, have: vec![], more: false, last_stamp: None, node: String::new() })),
+        );
         words.iter().for_each(|word| session.control(now_us, &frame(word.clone())));
         assert!(session.is_up());
         now_us += up_us;

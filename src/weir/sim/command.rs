@@ -1,12 +1,13 @@
 //! `weir sim`: policies compared on recorded links or profiles, as a table and as JSON.
 
 use std::io::{self, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Context as _;
 
 use super::case::{self, BASELINES, BOUND, Case, WEIR};
+use super::fleet::{self, FleetSpec};
 use super::report::Report;
 use super::trace::{self, Link};
 use super::workload::Workload;
@@ -48,6 +49,9 @@ pub struct SimArgs {
     /// Fail if Weir is in any case further than this below static-priority or fifo, as a part of the bound
     #[arg(long)]
     pub require_margin: Option<f64>,
+    /// In place of a link: so many boxes lose their cloud for five minutes and come back
+    #[arg(long, value_name = "BOXES", conflicts_with_all = ["link", "all", "load", "workload", "deadlines"])]
+    pub fleet: Option<usize>,
 }
 
 /// Runs and prints; a failure if something that was required is not so.
@@ -55,6 +59,10 @@ pub struct SimArgs {
 /// # Errors
 /// If a link or the workload cannot be read, a load is not a positive number, or a file cannot be written.
 pub fn run(args: &SimArgs) -> anyhow::Result<ExitCode> {
+    if let Some(boxes) = args.fleet {
+        run_fleet(boxes, args.seed, args.json.as_deref())?;
+        return Ok(ExitCode::SUCCESS);
+    }
     let mut out = io::stdout().lock();
     let mut report = args.html.as_ref().map(|_| Report::default());
     let cases = compare(args, report.as_mut(), &mut out)?;
@@ -70,6 +78,28 @@ pub fn run(args: &SimArgs) -> anyhow::Result<ExitCode> {
         writeln!(out, "NOT MET: {line}")?;
     }
     Ok(if unmet.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn run_fleet(boxes: usize, seed: u64, json: Option<&Path>) -> anyhow::Result<()> {
+    anyhow::ensure!((1..=fleet::SITES_MAX).contains(&boxes), "--fleet is 1 to {} boxes", fleet::SITES_MAX);
+    let outcome = fleet::run(&FleetSpec::outage(boxes, seed));
+    let seconds = |value: Option<f64>| value.map_or_else(|| "not before the end".to_owned(), |s| format!("{s:.1} s"));
+    writeln!(
+        io::stdout(),
+        "{boxes} boxes, cloud away for 300 s: {} attempts in all, at most {} a second while it was away and {} after; {} \
+         handshakes dropped; half were back after {}, all after {}",
+        outcome.attempts,
+        outcome.attempts_peak_per_s,
+        outcome.attempts_after_peak_per_s,
+        outcome.handshakes_dropped,
+        seconds(outcome.half_back_s),
+        seconds(outcome.all_back_s)
+    )?;
+    if let Some(path) = json {
+        let text = serde_json::to_string_pretty(&outcome)?;
+        std::fs::write(path, text + "\n").with_context(|| format!("cannot write {}", path.display()))?;
+    }
+    Ok(())
 }
 
 /// What was run, in words.

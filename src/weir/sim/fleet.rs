@@ -1,7 +1,7 @@
 //! Many boxes on virtual time: what they do together when something that they share fails.
 //!
 //! One box that reconnects is no load; thousands that lose their cloud in the same second can keep it from coming back. Here
-//! each [`Site`] is a real [`Session`] with its backoff, and no more of the box than that, so that thousands of them run in
+//! each site is a real [`Session`] with its backoff, and no more of the box than that, so that thousands of them run in
 //! seconds. Sites hang on carriers and talk to clouds, and [`Fault`]s take either away for a while, all at once or site
 //! by site. A cloud takes handshakes one after another, and drops what comes when too many wait, as the real one does.
 //!
@@ -228,7 +228,7 @@ impl<'a> Fleet<'a> {
                 site.session.connected(now_us, Epoch(index as u64 + 1), &[], "sim");
             }
             Event::Welcome(connection) if site.connection == connection => {
-                let welcome = Welcome { protocol: PROTOCOL_VERSION, have: Vec::new(), more: false };
+                let welcome = Welcome { protocol: PROTOCOL_VERSION, ..Welcome::default() };
                 site.session.control(now_us, &answer(Body::Welcome(welcome)));
             }
             Event::Pong(connection, nonce) if site.connection == connection => {
@@ -247,7 +247,10 @@ impl<'a> Fleet<'a> {
                 SessionOutput::Disconnect(_) => self.sites[index].connection += 1,
                 SessionOutput::Up => self.up += 1,
                 SessionOutput::Down(_) => self.up -= 1,
-                SessionOutput::Pinged
+                SessionOutput::Greeted { .. }
+                | SessionOutput::NeedFull
+                | SessionOutput::Advice(_)
+                | SessionOutput::Pinged
                 | SessionOutput::Heartbeat { .. }
                 | SessionOutput::Failed(_)
                 | SessionOutput::Acked { .. } => {}
@@ -329,7 +332,7 @@ impl<'a> Fleet<'a> {
             let over_us = over_s as u64 * SECOND_US;
             // For good: from the last change on that led to so many.
             let before = self.ups.range(..over_us).next_back().is_some_and(|(_, up)| *up >= count);
-            let below = self.ups.range(over_us..).filter(|(_, up)| **up < count).map(|(at_us, _)| *at_us).last();
+            let below = self.ups.range(over_us..).filter(|(_, up)| **up < count).map(|(at_us, _)| *at_us).next_back();
             match (below, before) {
                 (None, true) => Some(0.0),
                 (below, _) => {

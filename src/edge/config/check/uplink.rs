@@ -5,6 +5,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use rustls::pki_types::ServerName;
 use weir_host::clock::{WALL_FLOOR_US, Wall};
+use weir_host::proxy::host_port;
 use weir_host::quic::Transport;
 use weir_host::tls::{Credentials, Role, TlsError, TrustRoots};
 use weir_host::units::Duration;
@@ -12,7 +13,7 @@ use weir_logic::receive::SESSIONS_MAX;
 
 use super::{Context, check_count, check_name, check_range};
 use crate::config::finding::Findings;
-use crate::config::{Config, Files, PlanConfig, Session, Uplink};
+use crate::config::{Config, Files, PlanConfig, Session, Uplink, UplinkPath};
 
 pub(super) const PEM_HINT: &str = "check the path and its permissions; `weir pki issue` makes certificates and keys";
 /// Longest name of a network interface. Source: IFNAMSIZ in if.h, without the zero.
@@ -22,11 +23,12 @@ const MONTH_BYTES_MIN: u64 = 10_000_000;
 
 pub(super) fn check(context: &Context<'_>, findings: &mut Findings<'_, '_>) {
     let config = context.config;
-    check_count(findings, "uplink", "uplinks", config.uplink.len(), SESSIONS_MAX);
+    check_count(findings, "uplink", "uplinks and fallbacks", config.uplink_paths().count(), SESSIONS_MAX);
     let mut names = Vec::new();
     for (at, uplink) in config.uplink.iter().enumerate() {
         check_name(findings, &format!("uplink[{at}].name"), "uplink", &uplink.name, &mut names);
         check_uplink(at, uplink, findings);
+        check_fallback(at, uplink, findings);
         check_meter(at, uplink, findings);
         let is_same = |other: &&Uplink| {
             (&other.address, other.bind, &other.interface) == (&uplink.address, uplink.bind, &uplink.interface)
@@ -52,32 +54,18 @@ pub(super) fn check(context: &Context<'_>, findings: &mut Findings<'_, '_>) {
 
 fn check_uplink(at: usize, uplink: &Uplink, findings: &mut Findings<'_, '_>) {
     let path = |key: &str| format!("uplink[{at}].{key}");
-    let Some((host, _)) = uplink.host_port() else {
+    if uplink.host_port().is_none() {
         let message = format!("`{}` is not a host and a UDP port", uplink.address);
         findings.mistake(&path("address"), message, "write, for example, address = \"cloud.example.org:4433\"");
         return;
-    };
+    }
     if let Some(rate) = uplink.rate.filter(|rate| !(1_000..=100_000_000_000).contains(&rate.bits_per_s())) {
         findings.mistake(&path("rate"), format!("{rate} is not within 1kbit/s to 100Gbit/s"), "it is measured once it is used");
     }
-    let certificate_name = uplink.certificate_name();
-    if ServerName::try_from(certificate_name).is_err() {
-        let key = if uplink.server_name.is_some() { "server_name" } else { "address" };
-        findings.mistake(
-            &path(key),
-            format!("`{certificate_name}` is not a DNS name or IP address"),
-            "write it as in the cloud's certificate",
-        );
-    }
-    if let (Some(bind), Ok(to)) = (uplink.bind, host.parse::<IpAddr>())
-        && bind.is_ipv4() != to.is_ipv4()
-    {
-        findings.mistake(
-            &path("bind"),
-            format!("{bind} cannot reach {to}: one is IPv4, the other IPv6"),
-            "use addresses of one family",
-        );
-    }
+    let main = UplinkPath { uplink, fallback: None };
+    let key = if uplink.server_name.is_some() { "server_name" } else { "address" };
+    check_certificate_name(&path(key), main.certificate_name(), findings);
+    check_family(&path("bind"), &main, findings);
     if uplink
         .bind
         .is_some_and(|bind| bind.is_multicast() || bind == IpAddr::V6(Ipv6Addr::UNSPECIFIED) && uplink.interface.is_none())
@@ -91,6 +79,41 @@ fn check_uplink(at: usize, uplink: &Uplink, findings: &mut Findings<'_, '_>) {
             let message = format!("`{interface}` is not the name of a network interface");
             findings.mistake(&path("interface"), message, "write it as `ip link` shows it, for example \"eth0\" or \"wwan0\"");
         }
+    }
+}
+
+fn check_fallback(at: usize, uplink: &Uplink, findings: &mut Findings<'_, '_>) {
+    let Some(fallback) = &uplink.fallback else { return };
+    let path = |key: &str| format!("uplink[{at}].fallback.{key}");
+    if host_port(&fallback.address).is_none() {
+        let message = format!("`{}` is not a host and a TCP port", fallback.address);
+        findings.mistake(&path("address"), message, "write, for example, { address = \"cloud.example.org:443\" }");
+        return;
+    }
+    let way = UplinkPath { uplink, fallback: Some(fallback) };
+    // One that was given is checked with the uplink itself.
+    if uplink.server_name.is_none() {
+        check_certificate_name(&path("address"), way.certificate_name(), findings);
+    }
+    let key = if fallback.proxy.is_some() { "proxy" } else { "address" };
+    check_family(&path(key), &way, findings);
+}
+
+fn check_certificate_name(key: &str, name: &str, findings: &mut Findings<'_, '_>) {
+    if ServerName::try_from(name).is_err() {
+        let message = format!("`{name}` is not a DNS name or IP address");
+        findings.mistake(key, message, "write it as in the cloud's certificate");
+    }
+}
+
+/// What is sent from one address must go to one of its family.
+fn check_family(key: &str, way: &UplinkPath<'_>, findings: &mut Findings<'_, '_>) {
+    let to = host_port(way.next_address()).and_then(|(host, _)| host.parse::<IpAddr>().ok());
+    if let (Some(bind), Some(to)) = (way.uplink.bind, to)
+        && bind.is_ipv4() != to.is_ipv4()
+    {
+        let message = format!("{bind} cannot reach {to}: one is IPv4, the other IPv6");
+        findings.mistake(key, message, "use addresses of one family");
     }
 }
 

@@ -27,6 +27,7 @@ fn the_examples_in_the_shipped_file_work_and_show_what_is_optional() {
     assert!(config.user[0].password_hash.is_some() && config.user[0].certificate_cn.is_some());
     assert!(config.uplink[0].server_name.is_some() && config.uplink[0].bind.is_some() && config.uplink[0].interface.is_some());
     let uplink = &config.uplink[0];
+    assert!(uplink.fallback.as_ref().is_some_and(|fallback| fallback.proxy.is_some()));
     assert!(uplink.metered && uplink.month_bytes.is_some() && uplink.classes.is_some() && uplink.carrier.is_some());
     assert!(uplink.zone.is_some() && !config.stream[0].zones.is_empty());
     assert!(config.gateway.name.is_some() && config.infer.library.is_some() && config.admin.unix.is_some());

@@ -248,6 +248,54 @@ fn lanes_uplinks_and_times_that_cannot_work_are_refused() {
             "one family",
         ),
         (
+            "[[uplink]]\nname = \"u\"\naddress = \"h:1\"\nfallback = { address = \"h\" }",
+            4,
+            "`h` is not a host and a TCP port",
+            "cloud.example.org:443",
+        ),
+        (
+            "[[uplink]]\nname = \"u\"\naddress = \"h:1\"\nfallback = {}",
+            4,
+            "is not a host and a TCP port",
+            "cloud.example.org:443",
+        ),
+        (
+            "[[uplink]]\nname = \"u\"\naddress = \"h:1\"\nfallback = { address = \"h_!:1\" }",
+            4,
+            "is not a DNS name",
+            "as in the cloud's certificate",
+        ),
+        (
+            "[[uplink]]\nname = \"u\"\naddress = \"h:1\"\nbind = \"10.0.0.2\"\nfallback = { address = \"[fd00::1]:1\" }",
+            5,
+            "one is IPv4, the other IPv6",
+            "one family",
+        ),
+        (
+            "[[uplink]]\nname = \"u\"\naddress = \"h:1\"\nbind = \"10.0.0.2\"\n[uplink.fallback]\naddress = \"[fd00::1]:1\"\nproxy = \"http://[fd00::1]:3128\"",
+            7,
+            "one is IPv4, the other IPv6",
+            "one family",
+        ),
+        (
+            "[[uplink]]\nname = \"u\"\naddress = \"h:1\"\nfallback = { address = \"h:2\", proxy = \"https://p:3128\" }",
+            4,
+            "only plain HTTP proxies are known",
+            "http://proxy.example.org:3128",
+        ),
+        (
+            "[[uplink]]\nname = \"u\"\naddress = \"h:1\"\nfallback = { address = \"h:2\", proxy = \"http://u@p:3128\" }",
+            4,
+            "not USER:PASSWORD",
+            "http://USER:PASSWORD@10.0.0.1:3128",
+        ),
+        (
+            "[[uplink]]\nname = \"u\"\naddress = \"h:1\"\nfallback = { address = \"h:2\", proxi = \"http://p:3128\" }",
+            4,
+            "unknown key `proxi`",
+            "did you mean `proxy`?",
+        ),
+        (
             "[[uplink]]\nname = \"u\"\naddress = \"h:1\"\ninterface = \"eth 0\"",
             4,
             "not the name of a network interface",
@@ -259,6 +307,23 @@ fn lanes_uplinks_and_times_that_cannot_work_are_refused() {
     ] {
         assert_refused(case);
     }
+}
+
+#[test]
+fn more_uplinks_and_fallbacks_than_the_cloud_takes_are_refused() {
+    let uplink =
+        |at: usize| format!("[[uplink]]\nname = \"u{at}\"\naddress = \"h:{}\"\nfallback = {{ address = \"h:443\" }}\n", at + 1);
+    let text = |count| (0..count).map(uplink).collect::<String>();
+    assert!(parse(&text(4)).config.is_ok());
+    assert_refused_text(&text(5), 1, "10 uplinks and fallbacks exceed the limit of 8", "several boxes");
+}
+
+#[test]
+fn a_proxys_password_is_not_shown_in_a_message() {
+    let text =
+        "[[uplink]]\nname = \"u\"\naddress = \"h:1\"\nfallback = { address = \"h:2\", proxy = \"https://u:hunter2@p:1\" }";
+    let errors = parse(text).config.unwrap_err();
+    assert!(errors.errors().iter().all(|error| !error.message.contains("hunter2") && !error.hint.contains("hunter2")));
 }
 
 #[test]

@@ -5,7 +5,9 @@
 //! that nobody resolves are attempts that failed, with a reason, and are tried again. Every attempt has a generation; what an
 //! older one still reports is dropped by the receiver.
 
+mod counted;
 mod quic;
+mod tcp;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -17,6 +19,8 @@ use weir_logic::health::PathStats;
 use weir_logic::lanes::Flow;
 
 use super::interface::InterfaceState;
+
+pub(crate) use tcp::TcpWay;
 
 /// What the gateway tells an uplink.
 #[derive(Debug)]
@@ -57,7 +61,14 @@ pub(crate) struct UplinkTarget {
     pub(crate) local_addr: SocketAddr,
     /// Interface to use; `None` for what the routes say.
     pub(crate) interface: Option<String>,
-    pub(crate) config: quinn::ClientConfig,
+    pub(crate) transport: Transport,
+}
+
+/// What carries an uplink.
+#[derive(Debug)]
+pub(crate) enum Transport {
+    Quic(quinn::ClientConfig),
+    Tcp(TcpWay),
 }
 
 /// Blocks on their way to a stream. The gateway hands over about 100 KiB before it waits for `Written`, and a block has 64
@@ -160,7 +171,10 @@ impl Attempt {
         let outgoing = Outgoing { control_rx, blocks_rx };
         let mut tasks = JoinSet::new();
         tasks.spawn(async move {
-            let reason = quic::run(&target, &events, outgoing).await;
+            let reason = match &target.transport {
+                Transport::Quic(config) => quic::run(&target, config, &events, outgoing).await,
+                Transport::Tcp(way) => tcp::run(&target, way, &events, outgoing).await,
+            };
             tracing::debug!(uplink = target.name, %reason, "connection ended");
             events.send(UplinkEvent::Closed(reason)).await;
         });

@@ -26,8 +26,8 @@ const SEND_WINDOW_MIN: u64 = 32 * 1024;
 const SEND_WINDOW_MAX: u64 = 4 * 1024 * 1024;
 
 /// Connects and moves bytes until the connection ends; returns why.
-pub(super) async fn run(target: &UplinkTarget, events: &Events, outgoing: Outgoing) -> String {
-    match connect(target).await {
+pub(super) async fn run(target: &UplinkTarget, config: &quinn::ClientConfig, events: &Events, outgoing: Outgoing) -> String {
+    match connect(target, config).await {
         Ok(connection) => {
             let _guard = CloseOnDrop(connection.clone());
             converse(connection, events, outgoing).await
@@ -46,13 +46,12 @@ impl Drop for CloseOnDrop {
 }
 
 /// Connects from a socket of its own. The endpoint lives on by itself for as long as its connection does.
-async fn connect(target: &UplinkTarget) -> Result<Connection, String> {
+async fn connect(target: &UplinkTarget, config: &quinn::ClientConfig) -> Result<Connection, String> {
     let describe = |err: &dyn std::fmt::Display| format!("cannot connect to {}: {err}", target.address);
     let socket = quic::bind(target.local_addr, target.interface.as_deref()).map_err(|err| words(&err))?;
     let endpoint = quic::client_endpoint(socket).map_err(|err| words(&err))?;
     let found = look_up(&target.address, target.local_addr).await?;
-    let connecting =
-        endpoint.connect_with(target.config.clone(), found[0], &target.server_name).map_err(|err| describe(&err))?;
+    let connecting = endpoint.connect_with(config.clone(), found[0], &target.server_name).map_err(|err| describe(&err))?;
     connecting.await.map_err(|err| describe(&err))
 }
 

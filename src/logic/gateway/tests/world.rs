@@ -362,7 +362,7 @@ impl World {
         let held = self.store.held();
         let voids: Vec<_> = self.store.voids.values().copied().collect();
         let found = Found { held: &held, voids: &voids, damaged: &[] };
-        let start = Start { epoch: self.epoch, seed: self.epoch.0, software: "test", found, budgets: &[] };
+        let start = Start { epoch: self.epoch, seed: self.epoch.0, name: "box", software: "test", found, budgets: &[] };
         self.gateway = Some(Gateway::new(self.moment(), self.scenario.policy(), &start).expect("sound filters"));
         self.outputs(None);
     }

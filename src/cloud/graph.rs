@@ -1,0 +1,263 @@
+//! The global graph: every gateway's part and our own, merged; what they have in common; and whom it concerns.
+//!
+//! It lives in memory alone: after a restart each gateway sends its part anew within seconds of its greeting, and until then
+//! nobody is advised.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use prost::Message as _;
+use weir_logic::graph::{
+    Advice, CauseLimits, Causes, EdgeIndex, EdgeState, Estimate, Federation, FederationLimits, MergeError, Merged, NeedFull,
+    NodeKind, Owner, Peer, Publisher, PublisherLimits, Quantity, Snapshot, Subgraph, SubgraphError, TalkerLimits, Talkers,
+};
+use weir_logic::wire::{AdviceBytes, Body};
+
+use crate::status::{CauseStatus, GraphStatus};
+
+/// Advice that stays the same is repeated so often, so that it does not fade.
+const ADVICE_REPEAT_US: u64 = 20_000_000;
+/// Gateways whose parts are shown at once: the JSON of so many has about 30 MB and takes a tenth of a second to write.
+const SHOWN_OWNERS_MAX: usize = 5_000;
+
+/// How this machine of the cloud is doing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Load {
+    /// How full the sink's queue is.
+    pub(crate) queue_percent: u64,
+    /// The database takes nothing.
+    pub(crate) stalled: bool,
+    /// How long a transaction takes of late, in microseconds; `None` if there was none since the last look.
+    pub(crate) commit_us: Option<u64>,
+}
+
+/// All parts of the graph.
+#[derive(Debug)]
+pub(crate) struct GlobalGraph {
+    federation: Federation,
+    causes: Causes,
+    talkers: Talkers,
+    own: Own,
+    /// By gateway: what it was told last, and when.
+    advised: BTreeMap<Arc<str>, (Vec<u8>, u64)>,
+    refused: u64,
+}
+
+/// Our own part: this ingest node, its sink, and how late commits are.
+#[derive(Debug)]
+struct Own {
+    owner: Owner,
+    graph: Subgraph,
+    sink: EdgeIndex,
+    publisher: Publisher,
+    peer: Peer,
+}
+
+impl GlobalGraph {
+    /// Nobody's part is known yet but our own; `name` is the one in our certificate, `run` random bits.
+    ///
+    /// # Errors
+    /// If the name cannot stand in the graph.
+    pub(crate) fn new(name: &str, run: u64) -> Result<GlobalGraph, SubgraphError> {
+        let owner = Owner::cloud(name)?;
+        let mut graph = Subgraph::new(owner.clone());
+        let ingest = graph.node(NodeKind::Ingest, name)?;
+        let sink = graph.node(NodeKind::Sink, "sqlite")?;
+        let sink = graph.edge(ingest, sink)?;
+        let publisher = Publisher::new(0, run, PublisherLimits::default());
+        Ok(GlobalGraph {
+            federation: Federation::new(FederationLimits::default()),
+            causes: Causes::new(CauseLimits::default()),
+            talkers: Talkers::new(0, TalkerLimits::default()),
+            own: Own { owner, graph, sink, publisher, peer: Peer::default() },
+            advised: BTreeMap::new(),
+            refused: 0,
+        })
+    }
+
+    /// Merges what a gateway published; the answer it is to be given, if any.
+    pub(crate) fn merge(&mut self, now_us: u64, gateway: &Arc<str>, digest: &[u8]) -> Option<Body> {
+        let owner = Owner::gateway(gateway).ok()?;
+        match self.federation.merge(now_us, &owner, digest) {
+            Ok(Merged::NeedFull(have)) => Some(Body::NeedFull(have)),
+            Ok(_) => {
+                if let Some(part) = self.federation.part(&owner) {
+                    self.talkers.observe(now_us, part);
+                }
+                None
+            }
+            Err(err) => {
+                self.refused += 1;
+                tracing::debug!(%gateway, %err, "a part of the health graph is refused");
+                matches!(err, MergeError::Digest(_)).then_some(Body::NeedFull(NeedFull { have: None }))
+            }
+        }
+    }
+
+    /// Fills in what only the graph knows: our name in it, and the last stamp of the gateway's digest.
+    pub(crate) fn stamped(&self, gateway: &str, mut body: Body) -> Body {
+        if let Body::Welcome(welcome) = &mut body {
+            welcome.last_stamp = Owner::gateway(gateway).ok().and_then(|owner| self.federation.stamp(&owner));
+            welcome.node = self.own.owner.name().to_owned();
+        }
+        body
+    }
+
+    /// Brings our own part up to date, forgets who has been silent for long, and looks for common causes.
+    pub(crate) fn tick(&mut self, now_us: u64, load: Load) {
+        let state = match load {
+            Load { stalled: true, .. } => EdgeState::Red,
+            Load { queue_percent: 75.., .. } => EdgeState::Yellow,
+            Load { .. } => EdgeState::Green,
+        };
+        let mut estimate = Estimate::default().with_state(state).with_evidence(0, 1.0);
+        if let Some(commit_us) = load.commit_us {
+            estimate = estimate.with(Quantity::QueueingDelayUs, commit_us as f64);
+        }
+        let Own { owner, graph, sink, publisher, peer } = &mut self.own;
+        graph.set(*sink, now_us, estimate);
+        if let Some(digest) = publisher.next(now_us, graph, peer)
+            && let Err(err) = self.federation.merge(now_us, owner, &digest)
+        {
+            tracing::warn!(%err, "our own part of the health graph is refused");
+        }
+        self.federation.expire(now_us);
+        self.causes.judge(now_us, &self.federation);
+    }
+
+    /// What to tell a gateway now: what is new, what must not fade, or nothing.
+    pub(crate) fn advice(&mut self, now_us: u64, gateway: &Arc<str>) -> Option<Body> {
+        let owner = Owner::gateway(gateway).ok()?;
+        let part = self.federation.part(&owner)?;
+        let advice = Advice::new(now_us, self.causes.concerning(&self.federation, part));
+        let before = self.advised.get(gateway);
+        let is_news = match before {
+            None => !advice.items.is_empty(),
+            Some((said, at_us)) => {
+                let said = Advice::decode(&**said).unwrap_or_default();
+                let is_same = said.items.len() == advice.items.len()
+                    && said.items.iter().zip(&advice.items).all(|(a, b)| (&a.node, a.trouble) == (&b.node, b.trouble));
+                !is_same || (!advice.items.is_empty() && now_us >= at_us.saturating_add(ADVICE_REPEAT_US))
+            }
+        };
+        if !is_news {
+            return None;
+        }
+        let bytes = advice.encode_to_vec();
+        if advice.items.is_empty() {
+            self.advised.remove(gateway);
+        } else {
+            self.advised.insert(gateway.clone(), (bytes.clone(), now_us));
+        }
+        Some(Body::Advice(AdviceBytes { advice: bytes.into() }))
+    }
+
+    /// A snapshot of all of it.
+    pub(crate) fn json(&self, now_us: u64) -> Result<String, String> {
+        let owners = self.federation.len();
+        if owners > SHOWN_OWNERS_MAX {
+            return Err(format!("the graph has {owners} owners, more than the {SHOWN_OWNERS_MAX} that are shown at once"));
+        }
+        let talks = self.talkers.recent().cloned().collect();
+        Ok(Snapshot::of_federation(now_us, &self.federation, &self.causes, talks).to_json())
+    }
+
+    pub(crate) fn status(&self) -> GraphStatus {
+        let counters = self.federation.counters();
+        GraphStatus {
+            owners: self.federation.len(),
+            memory_bytes: self.federation.memory_bytes() as u64,
+            merges: counters.fulls + counters.deltas,
+            refused: self.refused,
+            expired: counters.expired,
+            causes: self.causes.named().map(CauseStatus::of).collect(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use weir_logic::graph::{Neighbours, NodeKey};
+    use weir_logic::graph::{Site, SiteShape, UplinkShape};
+    use weir_logic::health::{BreakerState, UplinkEstimate, UplinkState};
+
+    use super::*;
+
+    const SECOND_US: u64 = 1_000_000;
+
+    fn estimate(now_us: u64, state: UplinkState) -> UplinkEstimate {
+        UplinkEstimate {
+            rtt_us: 40_000,
+            jitter_us: 1_000,
+            loss: if state == UplinkState::Green { 0.0 } else { 0.4 },
+            goodput_bps: 1e6,
+            capacity_bps: 1e6,
+            queueing_delay_us: 0,
+            ack_delay_us: Some(50_000),
+            cwnd_bytes: 0,
+            error_ratio: None,
+            state,
+            breaker: BreakerState::Closed,
+            confidence: 1.0,
+            updated_us: now_us,
+        }
+    }
+
+    /// Publishes the state of a box's two uplinks: `lte` over the carrier that all share, and a line of its own.
+    fn publish(graph: &mut GlobalGraph, now_us: u64, name: &str, lte: UplinkState) {
+        let uplink = |name: &str, carrier: &str| UplinkShape {
+            name: name.to_owned(),
+            carrier: Some(carrier.to_owned()),
+            ingest: "cloud-1".to_owned(),
+            ..UplinkShape::default()
+        };
+        let uplinks = vec![uplink("lte", "telco"), uplink("dsl", &format!("line-{name}"))];
+        let mut site = Site::new(&SiteShape { gateway: name.to_owned(), uplinks, ..SiteShape::default() }).expect("names");
+        site.uplink(now_us, 0, &estimate(now_us, lte));
+        site.uplink(now_us, 1, &estimate(now_us, UplinkState::Green));
+        let mut publisher = Publisher::new(now_us, 1, PublisherLimits::default());
+        let digest = publisher.next(now_us, site.graph(), &mut Peer::default()).expect("news");
+        assert_eq!(graph.merge(now_us, &name.into(), &digest), None);
+    }
+
+    #[test]
+    fn a_box_hears_from_the_others_that_their_common_carrier_fails_and_when_it_is_well_again() {
+        let mut graph = GlobalGraph::new("cloud-1", 7).expect("a name");
+        let calm = Load { queue_percent: 0, stalled: false, commit_us: Some(5_000) };
+        let well: Arc<str> = "box-0".into();
+        let mut heard = Neighbours::default();
+        let carrier = [NodeKey { kind: NodeKind::Carrier, site: None, name: "telco".into() }];
+        for second in 1..30 {
+            let now_us = second * SECOND_US;
+            for at in 0..40 {
+                let state = if at > 0 && second > 5 { UplinkState::Red } else { UplinkState::Green };
+                publish(&mut graph, now_us, &format!("box-{at}"), state);
+            }
+            graph.tick(now_us, calm);
+            if let Some(Body::Advice(said)) = graph.advice(now_us, &well) {
+                heard.hear(now_us, &said.advice).expect("advice");
+            }
+        }
+        let (node, concern) = heard.about(30 * SECOND_US, &carrier).expect("it is told");
+        assert_eq!((node.to_string().as_str(), graph.status().causes.len()), ("carrier/telco", 1));
+        assert!(concern.affected >= 30 && concern.slowdown() > 1.5, "{concern:?}");
+        for second in 30..400 {
+            let now_us = second * SECOND_US;
+            for at in 0..40 {
+                publish(&mut graph, now_us, &format!("box-{at}"), UplinkState::Green);
+            }
+            graph.tick(now_us, calm);
+            if let Some(Body::Advice(said)) = graph.advice(now_us, &well) {
+                heard.hear(now_us, &said.advice).expect("advice");
+            }
+        }
+        assert_eq!(heard.about(400 * SECOND_US, &carrier), None, "all is well");
+    }
+
+    #[test]
+    fn a_gateway_that_sends_garbage_is_counted_and_asked_for_all_of_it() {
+        let mut graph = GlobalGraph::new("cloud-1", 7).expect("a name");
+        assert!(matches!(graph.merge(0, &"box-1".into(), &[0xff; 40]), Some(Body::NeedFull(_))));
+        assert_eq!((graph.status().refused, graph.status().owners), (1, 0));
+    }
+}
