@@ -184,6 +184,7 @@ fn site(args: &Args, index: usize) -> anyhow::Result<Site> {
         router: None,
         carrier: Some(format!("carrier-{:02}", carrier(index, at))),
         ingest: format!("ingest-{}", index % 5),
+        zone: None,
         money_per_mb: Some(0.01),
         energy_per_mb: Some(5.0),
     };

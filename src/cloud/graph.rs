@@ -13,23 +13,13 @@ use weir_logic::graph::{
 };
 use weir_logic::wire::{AdviceBytes, Body};
 
+use crate::load::Load;
 use crate::status::{CauseStatus, GraphStatus};
 
 /// Advice that stays the same is repeated so often, so that it does not fade.
 const ADVICE_REPEAT_US: u64 = 20_000_000;
 /// Gateways whose parts are shown at once: the JSON of so many has about 30 MB and takes a tenth of a second to write.
 const SHOWN_OWNERS_MAX: usize = 5_000;
-
-/// How this machine of the cloud is doing.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Load {
-    /// How full the sink's queue is.
-    pub(crate) queue_percent: u64,
-    /// The database takes nothing.
-    pub(crate) stalled: bool,
-    /// How long a transaction takes of late, in microseconds; `None` if there was none since the last look.
-    pub(crate) commit_us: Option<u64>,
-}
 
 /// All parts of the graph.
 #[derive(Debug)]
@@ -107,7 +97,7 @@ impl GlobalGraph {
     pub(crate) fn tick(&mut self, now_us: u64, load: Load) {
         let state = match load {
             Load { stalled: true, .. } => EdgeState::Red,
-            Load { queue_percent: 75.., .. } => EdgeState::Yellow,
+            Load { overloaded: true, .. } => EdgeState::Yellow,
             Load { .. } => EdgeState::Green,
         };
         let mut estimate = Estimate::default().with_state(state).with_evidence(0, 1.0);
@@ -121,7 +111,11 @@ impl GlobalGraph {
         {
             tracing::warn!(%err, "our own part of the health graph is refused");
         }
-        self.federation.expire(now_us);
+        if self.federation.expire(now_us) > 0 {
+            let federation = &self.federation;
+            let is_known = |gateway: &str| Owner::gateway(gateway).is_ok_and(|owner| federation.stamp(&owner).is_some());
+            self.advised.retain(|gateway, _| is_known(gateway));
+        }
         self.causes.judge(now_us, &self.federation);
     }
 
@@ -223,7 +217,7 @@ mod tests {
     #[test]
     fn a_box_hears_from_the_others_that_their_common_carrier_fails_and_when_it_is_well_again() {
         let mut graph = GlobalGraph::new("cloud-1", 7).expect("a name");
-        let calm = Load { queue_percent: 0, stalled: false, commit_us: Some(5_000) };
+        let calm = Load { queue_percent: 0, overloaded: false, stalled: false, commit_us: Some(5_000) };
         let well: Arc<str> = "box-0".into();
         let mut heard = Neighbours::default();
         let carrier = [NodeKey { kind: NodeKind::Carrier, site: None, name: "telco".into() }];

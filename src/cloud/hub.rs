@@ -23,7 +23,8 @@ use weir_logic::ids::{Class, Epoch, PerClass};
 use weir_logic::receive::{Alert, CloseCode, Counters, Input, Known, Now, Output, Receiver, SessionId};
 use weir_logic::wire::{Body, Hello, LaneStream};
 
-use crate::graph::{GlobalGraph, Load};
+use crate::graph::GlobalGraph;
+use crate::load::{Load, LoadTold};
 use crate::metrics::Metrics;
 use crate::session::Transport;
 use crate::sink::{Job, Sink, SinkEvent, Work};
@@ -101,6 +102,7 @@ pub(crate) struct Hub {
     /// Transactions and the microseconds that they took, when our own load was last told.
     commits_seen: (u64, u64),
     graph: GlobalGraph,
+    load_told: LoadTold,
 }
 
 struct Gateway {
@@ -132,6 +134,7 @@ impl Hub {
             transactions_seen: 0,
             commits_seen: (0, 0),
             graph,
+            load_told: LoadTold::default(),
         }
     }
 
@@ -203,14 +206,21 @@ impl Hub {
         }
     }
 
-    /// Looks for what boxes have in common, and tells those that it concerns.
+    /// Looks for what boxes have in common, and tells those that it concerns; tells all how busy we are.
     fn advise(&mut self) {
         let now_us = self.now().mono_us;
         let (count, us) = (self.links.metrics.sink_transactions.load(Relaxed), self.links.metrics.sink_commit_seconds.micros());
         let (count_before, us_before) = std::mem::replace(&mut self.commits_seen, (count, us));
         let commit_us = us.saturating_sub(us_before).checked_div(count.saturating_sub(count_before));
-        let load = Load { queue_percent: self.links.sink.fill_percent(), stalled: self.stalled.is_some(), commit_us };
+        let (overloaded, stalled) = (self.overloaded, self.stalled.is_some());
+        let load = Load { queue_percent: self.links.sink.fill_percent(), overloaded, stalled, commit_us };
         self.graph.tick(now_us, load);
+        if let Some(news) = self.load_told.news(now_us, load) {
+            // A box that has not been greeted yet hears of it with the next repetition.
+            let greeted = self.sessions.iter().filter(|(_, session)| session.opening.is_none());
+            let ids: Vec<SessionId> = greeted.map(|(&id, _)| id).collect();
+            ids.into_iter().for_each(|id| self.say(id, news.clone()));
+        }
         let mut told: BTreeSet<Arc<str>> = BTreeSet::new();
         let sessions: Vec<_> = self.sessions.iter().map(|(&id, session)| (id, session.peer.gateway.clone())).collect();
         // The newest session of each gateway is the one most likely to live.

@@ -19,6 +19,7 @@ pub mod status;
 
 mod graph;
 mod hub;
+mod load;
 mod session;
 
 use std::io;

@@ -1,3 +1,5 @@
+mod graph;
+
 use std::path::Path;
 use std::time::Instant;
 
@@ -5,7 +7,7 @@ use rusqlite::Connection;
 use tokio::task::JoinHandle as Task;
 use weir_host::shutdown::ShutdownTrigger;
 use weir_logic::ids::Class;
-use weir_logic::wire::{Body, Ping, VoidRange, Voids};
+use weir_logic::wire::{Body, LoadLevel, Ping, VoidRange, Voids};
 
 use super::*;
 use crate::testing::{Gateway, Pki, block};
@@ -280,6 +282,7 @@ async fn a_full_database_takes_the_credits_and_room_brings_them_back() {
         gateway.send_block(&block(Class::Normal, 7, seq, &[&payload]).1).await;
     }
     gateway.credits(|bytes| bytes == 0).await;
+    while !matches!(gateway.hear().await.unwrap(), Body::Load(load) if load.level() == LoadLevel::Stalled) {}
     let health = get(rig.http, "/healthz").await;
     assert!(health.contains("503") && health.contains("database takes nothing"), "{health}");
     // Heartbeats are answered meanwhile.

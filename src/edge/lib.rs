@@ -238,7 +238,7 @@ impl Edge {
         let Edge { driver, listeners, messages_tx, status_rx: _, store_thread, admin, mut tasks } = self;
         tasks.extend(listeners.into_iter().map(|listener| tokio::spawn(shell::listen::run(listener, messages_tx.clone()))));
         drop(messages_tx);
-        let models = driver.run(shutdown).await;
+        let models = Box::pin(driver.run(shutdown)).await;
         for task in &tasks {
             task.abort();
         }

@@ -15,6 +15,7 @@ pub(crate) fn text(status: &Status) -> String {
     streams(status, &mut out);
     lanes(status, &mut out);
     plan(status, &mut out);
+    graph(status, &mut out);
     uplinks(status, &mut out);
     models(status, &mut out);
     out.finish()
@@ -139,8 +140,19 @@ fn plan(status: &Status, out: &mut MetricsText) {
     out.gauge("weir_plan_forecast_bytes", "Bytes that the uplink is forecast to carry in it.", plan.forecast_bytes as f64);
 }
 
+fn graph(status: &Status, out: &mut MetricsText) {
+    let graph = &status.graph;
+    let digests = [("full", graph.fulls), ("delta", graph.deltas)].map(|(kind, count)| ([("kind", kind)], count));
+    out.counters("weir_graph_digests_total", "Digests of the box's part of the health graph, sent.", digests);
+    out.counter("weir_graph_digest_bytes_total", "Their bytes.", graph.bytes);
+    out.counter("weir_graph_digests_too_long_total", "Digests over the limit, not sent.", graph.too_long);
+    out.counter("weir_graph_advice_refused_total", "Advice that could not be read.", graph.advice_refused);
+    let ignored = "Items of advice that were not understood, or too many.";
+    out.counter("weir_graph_advice_ignored_total", ignored, graph.advice_ignored);
+}
+
 fn uplinks(status: &Status, out: &mut MetricsText) {
-    let gauges: [Each<UplinkStatus, f64>; 8] = [
+    let gauges: [Each<UplinkStatus, f64>; 10] = [
         Each("weir_uplink_month_used_bytes", "Used of the month's budget; 0 without one.", |u| {
             u.month_used_bytes.unwrap_or(0) as f64
         }),
@@ -151,6 +163,10 @@ fn uplinks(status: &Status, out: &mut MetricsText) {
         Each("weir_uplink_capacity_bits_per_second", "Carried as a rule.", |u| u.capacity_bps as f64),
         Each("weir_uplink_loss_ratio", "Packets lost in the last seconds.", |u| u.loss),
         Each("weir_uplink_confidence_ratio", "How far the estimates may be trusted.", |u| u.confidence),
+        Each("weir_uplink_cloud_queue_ratio", "How full the cloud says its queue is.", |u| {
+            u.cloud_queue_percent as f64 / 100.0
+        }),
+        Each("weir_uplink_advice_ratio", "How much slower it is taken to be, by what neighbours report.", |u| u.advice),
     ];
     for Each(name, help, value) in gauges {
         out.gauges(name, help, status.uplinks.iter().map(|uplink| ([("uplink", uplink.name.as_str())], value(uplink))));

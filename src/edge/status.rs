@@ -6,7 +6,8 @@ use std::sync::atomic::Ordering::Relaxed;
 use serde::{Deserialize, Serialize};
 use weir_host::clock::Wall;
 use weir_infer::Stats;
-use weir_logic::gateway::Gateway;
+use weir_logic::gateway::{FederationCounts, Gateway};
+use weir_logic::graph::PublisherCounters;
 use weir_logic::health::{BreakerState, PathStats};
 use weir_logic::ids::Class;
 use weir_logic::ingest::SampleCounts;
@@ -56,6 +57,8 @@ pub struct Status {
     pub lanes: Vec<LaneStatus>,
     /// The price of a byte of uplink, and what made it.
     pub plan: PlanStatus,
+    /// What was told of the box's part of the health graph, and what was heard.
+    pub graph: GraphStatus,
     /// Uplinks, in the order of the configuration.
     pub uplinks: Vec<UplinkStatus>,
     /// Models.
@@ -202,6 +205,23 @@ pub struct PlanStatus {
     pub changes: u64,
 }
 
+/// What was told of the box's part of the health graph, and what was heard.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct GraphStatus {
+    /// Digests with all of it.
+    pub fulls: u64,
+    /// Digests with what had changed.
+    pub deltas: u64,
+    /// Bytes of both.
+    pub bytes: u64,
+    /// Digests that were over the limit and not sent.
+    pub too_long: u64,
+    /// Advice that could not be read.
+    pub advice_refused: u64,
+    /// Items of advice that were not understood, or too many.
+    pub advice_ignored: u64,
+}
+
 /// One uplink.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct UplinkStatus {
@@ -233,6 +253,12 @@ pub struct UplinkStatus {
     pub loss: f64,
     /// How far these may be trusted, 0 to 1.
     pub confidence: f64,
+    /// How much slower than estimated it is taken to be, by what neighbours report; 1 if they report nothing.
+    pub advice: f64,
+    /// How busy the cloud says it is: `idle`, `filling`, `overloaded` or `stalled`.
+    pub cloud_load: String,
+    /// How full its queue is, in percent.
+    pub cloud_queue_percent: u64,
     /// Whether its breaker lets data through: `closed`, `half-open` or `open`.
     pub breaker: String,
     /// Why it is not closed.
@@ -333,6 +359,7 @@ impl Status {
             streams: streams(gateway),
             lanes: Class::ALL.into_iter().map(|class| lane(now_us, gateway, class)).collect(),
             plan: price(gateway),
+            graph: graph(gateway),
             uplinks: self
                 .uplinks
                 .iter()
@@ -511,6 +538,9 @@ fn uplink(now_us: u64, gateway: &Gateway, index: usize, base: &UplinkStatus, pat
         capacity_bps: estimate.capacity_bps as u64,
         loss: estimate.loss,
         confidence: estimate.confidence,
+        advice: gateway.advice(index),
+        cloud_load: session.load().level().name().to_owned(),
+        cloud_queue_percent: session.load().queue_percent.into(),
         breaker: breaker(estimate.breaker).to_owned(),
         breaker_reason: health.breaker().reason().map(|reason| reason.to_string()),
         month_used_bytes: month.map(|(used, _)| used),
@@ -531,6 +561,12 @@ fn breaker(state: BreakerState) -> &'static str {
         BreakerState::HalfOpen { .. } => "half-open",
         BreakerState::Open { .. } => "open",
     }
+}
+
+fn graph(gateway: &Gateway) -> GraphStatus {
+    let FederationCounts { published, advice_refused, advice_ignored } = gateway.federation_counts();
+    let PublisherCounters { fulls, deltas, bytes, too_long, .. } = published;
+    GraphStatus { fulls, deltas, bytes, too_long, advice_refused, advice_ignored }
 }
 
 fn price(gateway: &Gateway) -> PlanStatus {

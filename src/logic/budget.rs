@@ -110,7 +110,7 @@ impl MonthBudget {
         let planned = self.limit_bytes as f64 * (1.0 - RESERVE) * self.elapsed;
         let off = (self.spent_bytes as f64 / planned.max(1.0) - 1.0).clamp(-1.0, 1.0);
         let hours = (passed_us as f64 / ADJUST_US as f64).min(24.0);
-        // 1 + x in place of e^x, so that every platform gets the same bits; it is below 2 % a step.
+        // 1 + x in place of e^x, so that every platform gets the same bits: a step of an hour is 2 % at most.
         self.price = self.price.map(|price| (price * (1.0 + GAIN_PER_HOUR * hours * off)).clamp(PRICE_MIN, PRICE_MAX));
     }
 

@@ -252,6 +252,7 @@ impl Gateway {
                 SessionOutput::Greeted { last_stamp, node } => self.greeted(index, last_stamp, &node),
                 SessionOutput::NeedFull => self.need_full(index),
                 SessionOutput::Advice(advice) => self.advised(now_us, &advice),
+                SessionOutput::Load(load) => self.outputs.push_back(Output::Event(Event::CloudLoad { uplink, load })),
                 SessionOutput::Up => {
                     self.lanes.set_uplink_up(now_us, true);
                     self.control.at_once = true;

@@ -252,7 +252,8 @@ impl Receiver {
             | Body::Credits(_)
             | Body::Digest(_)
             | Body::NeedFull(_)
-            | Body::Advice(_) => self.counters.controls_ignored += 1,
+            | Body::Advice(_)
+            | Body::Load(_) => self.counters.controls_ignored += 1,
         }
     }
 

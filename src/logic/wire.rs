@@ -28,7 +28,7 @@ pub const RANGES_PER_MESSAGE_MAX: usize = 2_000;
 #[derive(Clone, PartialEq, Message)]
 pub struct Control {
     /// The message; `None` if it is of a kind this version does not know.
-    #[prost(oneof = "Body", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10")]
+    #[prost(oneof = "Body", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11")]
     pub body: Option<Body>,
 }
 
@@ -65,6 +65,9 @@ pub enum Body {
     /// Cloud to gateway: what is wrong with what it shares with others.
     #[prost(message, tag = "10")]
     Advice(AdviceBytes),
+    /// Cloud to gateway: how busy it is.
+    #[prost(message, tag = "11")]
+    Load(CloudLoad),
 }
 
 /// Opens a session.
@@ -204,6 +207,56 @@ pub struct Credits {
     /// For how long, in milliseconds; after that nothing may be sent until new credits come.
     #[prost(uint32, tag = "2")]
     pub lease_ms: u32,
+}
+
+/// How busy the cloud is: why credits are what they are.
+#[derive(Clone, Copy, PartialEq, Eq, Message)]
+pub struct CloudLoad {
+    /// [`LoadLevel`].
+    #[prost(uint32, tag = "1")]
+    pub level: u32,
+    /// How full its queue is, in percent.
+    #[prost(uint32, tag = "2")]
+    pub queue_percent: u32,
+    /// How long a transaction takes of late, in microseconds; 0 if there was none.
+    #[prost(uint64, tag = "3")]
+    pub commit_us: u64,
+}
+
+/// How busy the cloud is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum LoadLevel {
+    /// It takes all.
+    #[default]
+    Idle,
+    /// It takes all, but its queue grows.
+    Filling,
+    /// Only critical data have credits.
+    Overloaded,
+    /// It takes nothing.
+    Stalled,
+}
+
+impl LoadLevel {
+    /// All of them; the number on the wire is the position.
+    pub const ALL: [LoadLevel; 4] = [LoadLevel::Idle, LoadLevel::Filling, LoadLevel::Overloaded, LoadLevel::Stalled];
+
+    /// The word used in logs and the status.
+    pub const fn name(self) -> &'static str {
+        match self {
+            LoadLevel::Idle => "idle",
+            LoadLevel::Filling => "filling",
+            LoadLevel::Overloaded => "overloaded",
+            LoadLevel::Stalled => "stalled",
+        }
+    }
+}
+
+impl CloudLoad {
+    /// The level; one that a newer cloud made up is taken for the worst.
+    pub fn level(&self) -> LoadLevel {
+        LoadLevel::ALL.get(self.level as usize).copied().unwrap_or(LoadLevel::Stalled)
+    }
 }
 
 /// Why bytes on a stream are refused; the session is closed.

@@ -1,17 +1,18 @@
 //! Frames from a peer that got past TLS: no panic, limits before allocation, and the same frames wherever they are cut.
 //!
-//! Input: what is read (low 2 bits) and the cut in 64ths (the rest), then the stream's bytes.
+//! Input: what is read (low 3 bits) and the cut in 32nds (the rest), then the stream's bytes.
 #![no_main]
 
 use bytes::{Bytes, BytesMut};
 use libfuzzer_sys::fuzz_target;
 use weir_logic::block::{BLOCK_LEN_MAX, HEADER_LEN};
+use weir_logic::wire::mux::{FRAME_LEN_MAX, Frame, take_frame};
 use weir_logic::wire::{CONTROL_LEN_MAX, Control, FrameError, LaneStream, encode_control, take_block, take_control};
 
 fuzz_target!(|data: &[u8]| {
     let Some((&how, stream)) = data.split_first() else { return };
-    let cut = stream.len() * usize::from(how >> 2) / 64;
-    match how & 0x03 {
+    let cut = stream.len() * usize::from(how >> 3) / 32;
+    match how & 0x07 {
         0 => lane_stream(stream),
         1 => {
             for block in same_when_cut(stream, cut, take_block) {
@@ -21,6 +22,13 @@ fuzz_target!(|data: &[u8]| {
         2 => {
             for control in same_when_cut(stream, cut, take_control) {
                 written_again(control);
+            }
+        }
+        3 => {
+            for frame in same_when_cut(stream, cut, take_frame) {
+                if let Frame::Control(bytes) | Frame::Lane { bytes, .. } = frame {
+                    assert!((1..FRAME_LEN_MAX).contains(&bytes.len()));
+                }
             }
         }
         // A message without its length: the fuzzer need not keep one in step.

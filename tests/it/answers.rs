@@ -98,3 +98,34 @@ fn box_and_cloud_show_their_graphs_and_what_depends_on_what() {
     };
     wait_for("box and cloud to be counted", LIMIT, owners);
 }
+
+#[test]
+fn the_cloud_shows_two_boxes_behind_one_carrier_and_what_its_failure_would_break() {
+    let mut plan = Plan::new("through", STREAM);
+    plan.uplink = "carrier = \"telco\"\nzone = \"eu\"".to_owned();
+    let site = Site::started(binaries(), plan);
+    let (_neighbour, neighbour_admin) = site.start_neighbour();
+    let cloud = site.admin().1.to_string();
+    let shown = wait_for("the cloud to know both boxes", LIMIT, || {
+        let (_, text, _) = weir(&["graph", "show", "--admin", &cloud]);
+        ["gateway/box-1", "gateway/box-2"].iter().all(|node| text.contains(node)).then_some(text)
+    });
+    assert!(shown.contains("carrier/telco"), "{shown}");
+    let (code, text, error) = weir(&["graph", "impact", "carrier/telco", "--admin", &cloud]);
+    let streams = ["stream/box-1/pumps", "stream/box-2/pumps"];
+    assert!(code == Some(0) && streams.iter().all(|stream| text.contains(stream)), "{text}{error}");
+    let (code, text, error) = weir(&["graph", "weak-points", "--gateway", "box-2", "--admin", &cloud]);
+    assert!(code == Some(0) && text.contains("carrier/telco"), "{text}{error}");
+    let (code, text, error) = weir(&["graph", "path", streams[1], "--zone", "eu", "--admin", &cloud]);
+    assert!(code == Some(0) && text.contains("sink/sqlite"), "{text}{error}");
+    let (code, text, _) = weir(&["graph", "path", streams[1], "--zone", "us", "--admin", &cloud]);
+    assert!(code == Some(1) && text.contains("zone/eu, allowed is us"), "{text}");
+    // A box knows its own part only.
+    let (code, text, error) = weir(&["graph", "show", "--format", "dot", "--admin", &neighbour_admin.to_string()]);
+    assert!(code == Some(0) && text.starts_with("digraph") && text.contains("gateway/box-2"), "{text}{error}");
+    assert!(!text.contains("gateway/box-1"), "{text}");
+    wait_for("the box to show what it has told", LIMIT, || {
+        let status = site.edge_status()?;
+        (status["graph"]["fulls"] == 1 && status["uplinks"][0]["advice"] == 1.0).then_some(())
+    });
+}

@@ -9,7 +9,7 @@ use weir_tests::support::oracle::{self, Verdict};
 use weir_tests::support::proxy::HttpProxy;
 use weir_tests::support::publisher::{Report, Running, Sensor};
 use weir_tests::support::random::{Random, number, seed};
-use weir_tests::support::script::{self, MIXED_STREAMS};
+use weir_tests::support::script::{self, Fate, MIXED_STREAMS, Message};
 use weir_tests::support::site::{GATEWAY, Plan, Site};
 use weir_tests::support::{skip, wait_for};
 
@@ -218,4 +218,55 @@ fn a_link_that_begins_to_block_udp_carries_everything_over_tcp() {
         verdict.assert_conserved();
         assert!(connected <= Duration::from_secs(6), "{policy:?}: {connected:?}");
     }
+}
+
+/// Heartbeats and alarms have a connection of their own: what waits for the narrow link does not hold them up.
+#[test]
+fn heartbeats_and_alarms_over_tcp_do_not_queue_behind_a_backlog() {
+    if let Some(why) = netns::unavailable() {
+        skip(&format!("a backlog over TCP: {why}"));
+        return;
+    }
+    // A queue of a third of a second.
+    const NARROW: &str = "[up]\nrate = '400kbit/s'\ndelay = '20ms'\nqueue = '16KiB'\n";
+    let tables = MIXED_STREAMS.to_owned() + "[lane.bulk]\ndurability = \"disk\"\n";
+    let plan = LabPlan { links: vec![NARROW], tables, has_fallbacks: true, seed: 1 };
+    let mut lab = Lab::started(binaries(), &plan);
+    lab.links()[0].control(|control| control.udp = UdpPolicy::Blocked);
+    lab.wait_uplink(TCP, true, LIMIT);
+    // Sixteen seconds of the link.
+    let dumps = lab.sensor("dumps", dump, |sensor| (sensor.count_max, sensor.window) = (2_000, 2_000));
+    let alarms = lab.sensor("alarms", alarm, |sensor| (sensor.per_s, sensor.window, sensor.count_max) = (10, 100, 150));
+    let mut slowest_us = 0;
+    wait_for("the backlog to drain", LIMIT, || {
+        let status = lab.edge_status()?;
+        slowest_us = slowest_us.max(status["uplinks"][TCP]["heartbeat_rtt_us"].as_u64()?);
+        (dumps.is_done() && alarms.is_done() && status["lanes"][3]["records"].as_u64()? == 0).then_some(())
+    });
+    let tcp = lab.edge_status().expect("the box answers")["uplinks"][TCP].clone();
+    let reports = [alarms.finish(LIMIT), dumps.finish(LIMIT)];
+    lab.drain_and_stop(LIMIT);
+    let late = reports[0].sent.iter().filter_map(|sent| Some(sent.acked?.0 - sent.first)).max();
+    println!("slowest heartbeat {} ms, slowest alarm acknowledged after {late:?}", slowest_us / 1_000);
+    assert_eq!((tcp["ups"].as_u64(), tcp["downs"].as_u64()), (Some(1), Some(0)), "{tcp}");
+    assert!((1..2_000_000).contains(&slowest_us), "{slowest_us} us");
+    let verdict = oracle::examine(&reports, &lab.database(), Some(&lab.buffer()));
+    println!("{verdict}");
+    verdict.assert_conserved();
+}
+
+fn dump(n: u32) -> Message {
+    noise("site/0/dump", "dumps", "bulk", n)
+}
+
+fn alarm(n: u32) -> Message {
+    noise("site/0/alarm", "alarms", "critical", n)
+}
+
+/// 400 bytes that do not compress.
+fn noise(topic: &str, stream: &'static str, lane: &'static str, n: u32) -> Message {
+    let mut random = Random::new(u64::from(n));
+    let noise: String = (0..390).map(|_| char::from(random.between(0x21, 0x7f) as u8)).collect();
+    let payload = format!("{n} {stream} {noise}").into_bytes();
+    Message { topic: topic.to_owned(), payload, qos: 1, stream, device: "0".to_owned(), lane, fate: Fate::Record }
 }

@@ -315,7 +315,7 @@ fn a_second_cloud_on_the_same_database_is_refused_with_a_word() {
     let text = std::fs::read_to_string(site.dir().join("cloud.toml")).expect("it is there");
     let mut lines: Vec<String> = text.lines().map(str::to_owned).collect();
     for line in &mut lines {
-        if let Some((key @ ("quic" | "http"), _)) = line.clone().split_once(" = ") {
+        if let Some((key @ ("quic" | "tls" | "http"), _)) = line.clone().split_once(" = \"") {
             *line = format!("{key} = \"{}\"", free_addr());
         }
     }

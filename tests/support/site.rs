@@ -15,6 +15,8 @@ use super::wait_for;
 
 /// Name of the box in its certificate.
 pub const GATEWAY: &str = "box-1";
+/// Name of a second box, which [`Site::start_neighbour`] starts.
+pub const NEIGHBOUR: &str = "box-2";
 /// Time for what is under way to arrive once all is well.
 const DRAIN_LIMIT: Duration = Duration::from_secs(40);
 /// Time to stop in good order.
@@ -201,15 +203,18 @@ impl Site {
 
     /// The box's configuration.
     pub fn edge_config(&self) -> String {
+        self.box_config(GATEWAY, self.addrs.mqtt, self.addrs.edge_admin, &self.data_dir)
+    }
+
+    fn box_config(&self, name: &str, mqtt: SocketAddr, admin: SocketAddr, data_dir: &Path) -> String {
         let Plan { listen, tables, buffer, uplink: keys, .. } = &self.plan;
-        let (mqtt, admin, uplink, data_dir) =
-            (self.addrs.mqtt, self.addrs.edge_admin, self.link.addr(), self.data_dir.display());
+        let (uplink, data_dir) = (self.link.addr(), data_dir.display());
         format!(
             "[gateway]\ndata_dir = \"{data_dir}\"\n\
              [[listen]]\nbind = \"{mqtt}\"\n{listen}\n\
              [[uplink]]\nname = \"test\"\naddress = \"{uplink}\"\n{keys}\n\
              [session]\nping = \"200ms\"\nsilence = \"1500ms\"\nconnect_timeout = \"2s\"\nbackoff_min = \"50ms\"\nbackoff_max = \"500ms\"\n\
-             [tls]\ncert = \"pki/{GATEWAY}.pem\"\nkey = \"pki/{GATEWAY}.key\"\nca = \"pki/ca.pem\"\n\
+             [tls]\ncert = \"pki/{name}.pem\"\nkey = \"pki/{name}.key\"\nca = \"pki/ca.pem\"\n\
              [admin]\nhttp = \"{admin}\"\n\
              [buffer]\n{buffer}\n{tables}\n"
         )
@@ -223,7 +228,7 @@ impl Site {
         format!(
             "[listen]\nquic = \"{quic}\"\ntls = \"{tls}\"\n\
              [tls]\ncert = \"{dir}/pki/cloud.pem\"\nkey = \"{dir}/pki/cloud.key\"\nca = \"{dir}/pki/ca.pem\"\n\
-             [gateways]\nenrolled = [\"{GATEWAY}\"]\n\
+             [gateways]\nenrolled = [\"{GATEWAY}\", \"{NEIGHBOUR}\"]\n\
              [store]\npath = \"{database}\"\n{store}\n\
              [admin]\nhttp = \"{admin}\"\n"
         )
@@ -254,6 +259,22 @@ impl Site {
         self.launch_edge();
         let edge = self.edge.as_mut().expect("just launched");
         assert!(matches!(edge.readiness(), Readiness::Ready), "the box does not start");
+    }
+
+    /// Starts a second box over the same link, and waits until it answers; its status page is at the address.
+    ///
+    /// # Panics
+    /// If it does not.
+    pub fn start_neighbour(&self) -> (Process, SocketAddr) {
+        let (dir, admin) = (self.dir(), free_addr());
+        pki::issue(&dir.join("pki"), &Request::gateway(NEIGHBOUR), false).expect("a box can be certified");
+        let config = self.box_config(NEIGHBOUR, free_addr(), admin, &dir.join("data-2"));
+        std::fs::write(dir.join("edge-2.toml"), config).expect("there is room for a configuration");
+        let mut command = command(&self.edge_prefix, &self.binaries.edge);
+        command.arg("run").arg("--config").arg(dir.join("edge-2.toml"));
+        let mut process = Process::start(command, &self.logs.0[0], admin);
+        assert!(matches!(process.readiness(), Readiness::Ready), "the second box does not start");
+        (process, admin)
     }
 
     /// Starts the box without waiting.

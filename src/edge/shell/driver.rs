@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
@@ -86,6 +87,8 @@ pub(crate) struct Driver {
     /// When the months' budgets were last saved, and what was saved.
     budgets_saved_us: u64,
     budgets_saved: BTreeMap<String, BudgetLevel>,
+    /// The last save failed: what it was to save is not on disk.
+    budgets_unsaved: Arc<AtomicBool>,
     /// When the transaction that is under way was handed to the disk.
     asked_us: Option<u64>,
     /// By model: windows that found its queue full; no more than the gateway has under way.
@@ -131,6 +134,7 @@ impl Driver {
             published_us: 0,
             budgets_saved_us: 0,
             budgets_saved: BTreeMap::new(),
+            budgets_unsaved: Arc::default(),
             auth_refused: 0,
             refusals: Notices::default(),
             asked_us: None,
@@ -433,6 +437,10 @@ impl Driver {
                     None => tracing::info!(uplink, "neighbours report no trouble on the way any more"),
                 }
             }
+            Event::CloudLoad { uplink, load } => {
+                let (uplink, level) = (&self.parts.uplinks[usize::from(*uplink)].name, load.level().name());
+                tracing::info!(uplink, level, queue_percent = load.queue_percent, "load of the cloud");
+            }
             Event::UplinkState { uplink, from, to, reason } => {
                 let (uplink, from, to) = (&self.parts.uplinks[usize::from(*uplink)].name, from.name(), to.name());
                 let reason = reason.map(|reason| reason.to_string()).unwrap_or_default();
@@ -487,13 +495,15 @@ impl Driver {
         self.budgets_saved_us = now_us;
         let named = self.parts.uplinks.iter().zip(self.parts.gateway.budgets());
         let levels: BTreeMap<_, _> = named.filter_map(|(uplink, of)| Some((uplink.name.clone(), of?.level()))).collect();
-        if levels == self.budgets_saved {
+        let was_unsaved = self.budgets_unsaved.swap(false, Ordering::Relaxed);
+        if levels == self.budgets_saved && !was_unsaved {
             return;
         }
         self.budgets_saved = levels.clone();
-        let path = self.parts.budget_path.clone();
+        let (path, unsaved) = (self.parts.budget_path.clone(), self.budgets_unsaved.clone());
         let saved = tokio::task::spawn_blocking(move || {
             if let Err(err) = budget::save(&path, &levels) {
+                unsaved.store(true, Ordering::Relaxed);
                 tracing::warn!(path = %path.display(), %err, "what was used of metered uplinks is not saved; it is tried again");
             }
         });

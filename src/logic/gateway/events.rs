@@ -11,6 +11,7 @@ use crate::mqtt::{AuthRefusal, Close, UserIndex};
 use crate::plan::Reason;
 use crate::store::{CommitRequest, StoreError};
 use crate::uplink::DownReason;
+use crate::wire::CloudLoad;
 
 /// What happened.
 #[derive(Debug)]
@@ -232,6 +233,13 @@ pub enum Event {
         uplink: u8,
         /// The node, and what is wrong with it.
         about: Option<(String, Concern)>,
+    },
+    /// The cloud at an uplink's other end is busier than before, or less busy.
+    CloudLoad {
+        /// The uplink.
+        uplink: u8,
+        /// What it says.
+        load: CloudLoad,
     },
     /// What is thought of an uplink has changed.
     UplinkState {

@@ -22,6 +22,8 @@ pub(super) struct Federation {
     /// What the far end of each uplink's session has.
     peers: Vec<Peer>,
     published_us: Vec<Option<u64>>,
+    /// By uplink the advice that was last told as an event.
+    told: Vec<f64>,
     neighbours: Neighbours,
     refused: u64,
 }
@@ -39,7 +41,7 @@ pub struct FederationCounts {
 
 /// Shortest time between digests over a metered uplink: of 200 bytes each that is 9 MB a month at most.
 const METERED_INTERVAL_US: u64 = 60_000_000;
-/// A change of what neighbours say that is worth a plan at once.
+/// A change of what neighbours say that is worth an event.
 const ADVICE_STEP: f64 = 0.25;
 
 impl Federation {
@@ -52,6 +54,7 @@ impl Federation {
             publisher: Publisher::new(0, epoch.0, PublisherLimits::default()),
             peers: vec![Peer::default(); uplinks],
             published_us: vec![None; uplinks],
+            told: vec![1.0; uplinks],
             neighbours: Neighbours::default(),
             refused: 0,
         }
@@ -69,6 +72,7 @@ fn shape(name: &str, policy: &Policy) -> SiteShape {
         router: None,
         carrier: uplink.carrier.as_ref().map(ToString::to_string),
         ingest: uplink.ingest.to_string(),
+        zone: uplink.zone.as_ref().map(ToString::to_string),
         money_per_mb: uplink.meter.map(|meter| meter.money_per_mb),
         energy_per_mb: None,
     };
@@ -110,21 +114,25 @@ impl Gateway {
 
     /// Brings the box's part up to date, weighs what neighbours say, and publishes what has changed.
     pub(super) fn federate(&mut self, now_us: u64) {
-        let Federation { site, publisher, peers, published_us, neighbours, .. } = &mut self.federation;
+        let Federation { site, publisher, peers, published_us, told, neighbours, .. } = &mut self.federation;
         let Some(site) = site else { return };
         for (index, health) in self.health.iter().enumerate() {
             site.uplink(now_us, index, &health.estimate(now_us));
             let heard = neighbours.about(now_us, site.shared(index));
             let advice = heard.map_or(1.0, |(_, concern)| concern.slowdown());
-            let before = std::mem::replace(&mut self.ways[index].advice, advice);
-            if (advice - before).abs() >= ADVICE_STEP {
+            self.ways[index].advice = advice;
+            let is_over = heard.is_none() && told[index] > 1.0;
+            if is_over || (advice - told[index]).abs() >= ADVICE_STEP {
+                told[index] = advice;
                 let uplink = index as u8;
                 let about = heard.map(|(node, concern)| (node.to_string(), concern));
                 self.outputs.push_back(Output::Event(Event::Advised { uplink, about }));
             }
         }
         let best = self.plan.uplinks.iter().flatten().map(|&uplink| usize::from(uplink));
-        let Some(uplink) = best.chain(0..self.uplinks.len()).find(|&uplink| self.uplinks[uplink].is_up()) else { return };
+        // A probe of a cold uplink is for one heartbeat, and so is its budget.
+        let may_carry = |uplink: &usize| self.uplinks[*uplink].is_up() && !self.ways[*uplink].is_probe();
+        let Some(uplink) = best.chain(0..self.uplinks.len()).find(may_carry) else { return };
         let is_metered = self.policy.uplinks[uplink].meter.is_some();
         let wait_us = if is_metered { METERED_INTERVAL_US } else { 0 };
         if published_us[uplink].is_some_and(|at_us| now_us < at_us.saturating_add(wait_us)) {
@@ -141,6 +149,11 @@ impl Gateway {
     pub fn graph(&self, now_us: u64) -> Option<Snapshot> {
         let others = Others::new(FederationLimits::default());
         self.federation.site.as_ref().map(|site| Snapshot::of_subgraph(now_us, site.graph(), &others))
+    }
+
+    /// How much slower than estimated an uplink is taken to be, by what neighbours report; 1 if they report nothing.
+    pub fn advice(&self, uplink: usize) -> f64 {
+        self.ways.get(uplink).map_or(1.0, |way| way.advice)
     }
 
     /// What was published and heard.

@@ -4,6 +4,7 @@
 
 mod client;
 mod cloud;
+mod federation;
 mod rng;
 mod scenario;
 mod store;

@@ -59,6 +59,11 @@ impl Way {
         }
     }
 
+    /// True while it is connected only to see whether it works.
+    pub(super) fn is_probe(&self) -> bool {
+        self.probe.is_some()
+    }
+
     /// A connection began: its counters do, too.
     pub(super) fn connected(&mut self) {
         self.path = PathStats::default();
@@ -69,7 +74,7 @@ impl Gateway {
     /// The uplinks as the plan sees them.
     pub(super) fn uplink_views(&self, now_us: u64) -> Vec<UplinkView> {
         let view = |at: usize| UplinkView {
-            is_up: self.uplinks[at].is_up() && self.ways[at].probe.is_none(),
+            is_up: self.uplinks[at].is_up() && !self.ways[at].is_probe(),
             estimate: self.health[at].estimate(now_us),
             allowance: self.budget(at).map(MonthBudget::allowance),
             paid_price: self.budget(at).and_then(MonthBudget::price),
@@ -99,7 +104,9 @@ impl Gateway {
 
     /// A connection ended, and with it what was tried on it.
     pub(super) fn way_down(&mut self, now_us: u64, uplink: usize) {
-        self.ways[uplink].trial = None;
+        if self.ways[uplink].trial.take().is_some() {
+            self.lanes.end_trial(uplink as u8);
+        }
         if self.ways[uplink].probe.is_some() {
             self.end_probe(now_us, uplink);
         }
@@ -176,7 +183,7 @@ impl Gateway {
                 && self.health[at].trial(now_us)
             {
                 self.ways[at].trial = Some(Trial { sent: None });
-                self.lanes.set_trial(Some(at as u8));
+                self.lanes.begin_trial(at as u8);
             }
         }
     }

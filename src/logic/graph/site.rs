@@ -50,6 +50,8 @@ pub struct UplinkShape {
     pub carrier: Option<String>,
     /// The machine of the cloud at its other end.
     pub ingest: String,
+    /// Zone that it leads to, if data may be bound to places.
+    pub zone: Option<String>,
     /// Price of a megabyte in the operator's currency.
     pub money_per_mb: Option<f64>,
     /// Energy for a megabyte in joules.
@@ -153,6 +155,10 @@ impl Way {
     fn new(graph: &mut Subgraph, gateway: NodeIndex, shape: &UplinkShape) -> Result<Way, SubgraphError> {
         let uplink = graph.node(NodeKind::Uplink, &shape.name)?;
         graph.edge(gateway, uplink)?;
+        if let Some(zone) = &shape.zone {
+            let zone = graph.node(NodeKind::Zone, zone)?;
+            graph.edge(uplink, zone)?;
+        }
         let ingest = graph.node(NodeKind::Ingest, &shape.ingest)?;
         let (mut at, mut out, mut shared) = (uplink, None, Vec::new());
         let router = shape.router.as_ref().map(|name| graph.node(NodeKind::Router, name)).transpose()?;

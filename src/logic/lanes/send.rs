@@ -360,8 +360,13 @@ impl Lanes {
     }
 
     /// Lets the next block go over this uplink too, although the plan leaves it out.
-    pub fn set_trial(&mut self, uplink: Option<u8>) {
-        self.schedule.trial = uplink;
+    pub fn begin_trial(&mut self, uplink: u8) {
+        self.schedule.trial = Some(uplink);
+    }
+
+    /// Takes back what [`Lanes::begin_trial`] allowed, if no block has left since.
+    pub fn end_trial(&mut self, uplink: u8) {
+        self.schedule.trial = self.schedule.trial.filter(|&trial| trial != uplink);
     }
 
     /// The second uplink of a block: one on trial, or for a critical block another of the plan's, if there is one with room.

@@ -804,3 +804,39 @@ fn no_more_runs_are_held_than_a_hello_can_name() {
     });
     assert!(written.is_some_and(|len| len <= crate::wire::CONTROL_LEN_MAX), "{written:?}");
 }
+
+/// Uplinks that blocks of `high` leave by now.
+fn leave_by(lanes: &mut Lanes, now_us: u64, plan: &Plan) -> Vec<u8> {
+    push(lanes, now_us, Class::High, 100);
+    let ways = [Some(CREDITS); 2];
+    let sent = std::iter::from_fn(|| lanes.outgoing(now_us + SECOND, &ways, plan));
+    let uplink = |outgoing| if let Outgoing::Send { uplink, .. } = outgoing { Some(uplink) } else { None };
+    sent.filter_map(uplink).collect()
+}
+
+#[test]
+fn one_block_goes_by_the_uplink_on_trial_too_and_none_once_the_trial_is_over() {
+    let (mut lanes, plan) = (all(Durability::Disk), one_way());
+    lanes.begin_trial(1);
+    assert_eq!(leave_by(&mut lanes, 0, &plan), [0, 1]);
+    assert_eq!(leave_by(&mut lanes, 2 * SECOND, &plan), [0], "one is enough");
+    lanes.begin_trial(1);
+    lanes.end_trial(0);
+    lanes.end_trial(1);
+    assert_eq!(leave_by(&mut lanes, 4 * SECOND, &plan), [0]);
+}
+
+#[test]
+fn a_critical_block_goes_by_two_uplinks_and_the_loss_of_either_repeats_nothing() {
+    let plan = Plan { uplinks: std::array::from_fn(|_| vec![0, 1]), critical_copies: 2, ..Plan::default() };
+    let mut lanes = all(Durability::Disk);
+    let seq = push(&mut lanes, 0, Class::Critical, 100);
+    let ways = [Some(CREDITS); 2];
+    let sent: Vec<Outgoing> = std::iter::from_fn(|| lanes.outgoing(SECOND, &ways, &plan)).collect();
+    assert!(matches!(&sent[..], [Outgoing::Send { uplink: 0, .. }, Outgoing::Send { uplink: 1, .. }]), "{sent:?}");
+    lanes.session_lost(0);
+    assert_eq!(lanes.outgoing(SECOND, &[None, Some(CREDITS)], &plan), None, "the other has it");
+    assert_eq!((lanes.under_way_bytes(0), lanes.counters(Class::Critical).repeated_blocks), ([0; 4], 0));
+    lanes.ack(2 * SECOND, 1, Class::Critical, Epoch(9), seq..=seq);
+    assert_eq!((lanes.under_way_bytes(1), lanes.status(Class::Critical).records), ([0; 4], 0));
+}

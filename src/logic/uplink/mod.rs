@@ -14,8 +14,8 @@ use bytes::{Bytes, BytesMut};
 use crate::graph::Stamp;
 use crate::ids::{Class, Epoch, PerClass, Void};
 use crate::wire::{
-    self, Ack, Body, Control, Credits, DigestBytes, FrameError, Hello, LaneRanges, PROTOCOL_VERSION, Ping, VoidRange, Voids,
-    Welcome,
+    self, Ack, Body, CloudLoad, Control, Credits, DigestBytes, FrameError, Hello, LaneRanges, PROTOCOL_VERSION, Ping,
+    VoidRange, Voids, Welcome,
 };
 
 mod backoff;
@@ -57,6 +57,8 @@ pub enum SessionOutput {
     NeedFull,
     /// What the cloud says of what this box shares with others.
     Advice(Bytes),
+    /// The cloud is busier, or less busy, than it was.
+    Load(CloudLoad),
     /// A heartbeat was written.
     Pinged,
     /// A heartbeat was answered.
@@ -157,6 +159,7 @@ pub struct Session {
     rtt_us: Option<u64>,
     credits: PerClass<u64>,
     lease_end_us: u64,
+    load: CloudLoad,
     outputs: VecDeque<SessionOutput>,
     counters: SessionCounters,
     last_down: Option<DownReason>,
@@ -179,6 +182,7 @@ impl Session {
             rtt_us: None,
             credits: [0; 4],
             lease_end_us: 0,
+            load: CloudLoad::default(),
             outputs: VecDeque::new(),
             counters: SessionCounters::default(),
             last_down: None,
@@ -198,6 +202,11 @@ impl Session {
     /// Bytes per class that may be under way now.
     pub fn credits(&self, now_us: u64) -> PerClass<u64> {
         if now_us < self.lease_end_us { self.credits } else { [0; 4] }
+    }
+
+    /// How busy the cloud is, as it last said in this session.
+    pub fn load(&self) -> CloudLoad {
+        self.load
     }
 
     /// Round trip of the last heartbeat in microseconds, through the cloud's process.
@@ -224,6 +233,7 @@ impl Session {
         self.input.clear();
         self.heard_us = now_us;
         self.pings.clear();
+        self.load = CloudLoad::default();
         let hello = Hello {
             protocol: PROTOCOL_VERSION,
             epoch: epoch.0,
@@ -294,6 +304,12 @@ impl Session {
             }
             Some(Body::NeedFull(_)) => self.outputs.push_back(SessionOutput::NeedFull),
             Some(Body::Advice(said)) => self.outputs.push_back(SessionOutput::Advice(said.advice)),
+            Some(Body::Load(load)) => {
+                let before = std::mem::replace(&mut self.load, load);
+                if before.level() != load.level() {
+                    self.outputs.push_back(SessionOutput::Load(load));
+                }
+            }
             Some(Body::Hello(_) | Body::Voids(_) | Body::Ping(_) | Body::Digest(_)) | None => {
                 self.counters.unknown_messages += 1
             }

@@ -75,6 +75,22 @@ fn credits_end_with_their_lease() {
 }
 
 #[test]
+fn a_change_of_the_clouds_load_is_told_and_forgotten_with_the_session() {
+    let mut session = up();
+    outputs(&mut session);
+    let busy = |level, queue_percent| CloudLoad { level, queue_percent, commit_us: 9_000 };
+    session.control(3_000, &frame(Body::Load(busy(2, 80))));
+    session.control(4_000, &frame(Body::Load(busy(2, 90))));
+    assert_eq!((outputs(&mut session), session.load()), (vec![SessionOutput::Load(busy(2, 80))], busy(2, 90)));
+    session.control(5_000, &frame(Body::Load(busy(77, 90))));
+    assert_eq!(session.load().level(), wire::LoadLevel::Stalled, "what is not known is taken for the worst");
+    session.closed(6_000, "gone".to_owned());
+    session.tick(60_000_000, Default::default);
+    session.connected(60_001_000, Epoch(7), &[], "test");
+    assert_eq!(session.load(), CloudLoad::default());
+}
+
+#[test]
 fn garbage_on_control_ends_the_session() {
     let mut session = up();
     session.control(5_000, &[0xff; 16]);

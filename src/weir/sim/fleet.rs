@@ -250,6 +250,7 @@ impl<'a> Fleet<'a> {
                 SessionOutput::Greeted { .. }
                 | SessionOutput::NeedFull
                 | SessionOutput::Advice(_)
+                | SessionOutput::Load(_)
                 | SessionOutput::Pinged
                 | SessionOutput::Heartbeat { .. }
                 | SessionOutput::Failed(_)

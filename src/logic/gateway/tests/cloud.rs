@@ -6,6 +6,7 @@ use bytes::BytesMut;
 
 use super::client::id_of;
 use crate::block::{BlockHeader, Codec};
+use crate::graph::{Federation, FederationLimits, Merged, Owner};
 use crate::ids::{BlockKey, Class, Epoch, PerClass, Void};
 use crate::ranges::RangeSet;
 use crate::receive::{Alert, Input, Known, KnownEpoch, Now, Output, Receiver, SessionId, Store};
@@ -39,6 +40,13 @@ pub(super) struct Cloud {
     pub(super) ids: BTreeMap<u64, u32>,
     pub(super) voided: BTreeMap<(Epoch, Class), RangeSet>,
     pub(super) outs: Vec<Out>,
+    /// What the box has told of its part of the health graph.
+    pub(super) graph: Federation,
+}
+
+/// The box, as its certificate says.
+pub(super) fn owner() -> Owner {
+    Owner::gateway("box").expect("a name")
 }
 
 impl Cloud {
@@ -58,6 +66,7 @@ impl Cloud {
             ids: BTreeMap::new(),
             voided: BTreeMap::new(),
             outs: Vec::new(),
+            graph: Federation::new(FederationLimits::default()),
         }
     }
 
@@ -71,6 +80,16 @@ impl Cloud {
             self.outs.push(Out::Close(session));
         }
         self.receiver = Receiver::new(self.credits);
+        self.graph = Federation::new(FederationLimits::default());
+    }
+
+    /// Says something on every session.
+    pub(super) fn say(&mut self, body: &Body) {
+        for &session in self.inputs.keys() {
+            let mut bytes = Vec::new();
+            wire::encode_control(body.clone(), &mut bytes);
+            self.outs.push(Out::Send(session, bytes));
+        }
     }
 
     pub(super) fn set_credits(&mut self, now_us: u64, credits: PerClass<u64>) {
@@ -108,6 +127,14 @@ impl Cloud {
                     let known = Known { current: self.current, epochs };
                     self.handle(now_us, Input::Hello { session, hello, known });
                 }
+                Body::Digest(told) => {
+                    let merged = self.graph.merge(now_us, &owner(), &told.digest).expect("the gateway keeps to the limits");
+                    if let Merged::NeedFull(have) = merged {
+                        let mut bytes = Vec::new();
+                        wire::encode_control(Body::NeedFull(have), &mut bytes);
+                        self.outs.push(Out::Send(session.0, bytes));
+                    }
+                }
                 body => self.handle(now_us, Input::Control { session, body }),
             }
         }
@@ -125,7 +152,10 @@ impl Cloud {
         self.receiver.handle(now, input);
         while let Some(output) = self.receiver.poll() {
             match output {
-                Output::Send { session, body } => {
+                Output::Send { session, mut body } => {
+                    if let Body::Welcome(welcome) = &mut body {
+                        welcome.last_stamp = self.graph.stamp(&owner());
+                    }
                     let mut bytes = Vec::new();
                     wire::encode_control(body, &mut bytes);
                     self.outs.push(Out::Send(session.0, bytes));

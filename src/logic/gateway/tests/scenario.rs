@@ -6,7 +6,7 @@ use crate::ids::{Class, PerClass};
 use crate::lanes::{Durability, LanePolicy, LanesLimits};
 use crate::mqtt::{ConnLimits, RouterLimits};
 use crate::payload::{NumberFormat, OpaqueFormat, PayloadFormat};
-use crate::policy::{Policy, StreamFidelity, StreamModel, StreamPolicy, UplinkPolicy, UserPolicy};
+use crate::policy::{Meter, Policy, StreamFidelity, StreamModel, StreamPolicy, UplinkPolicy, UserPolicy};
 use crate::price::PriceLimits;
 use crate::uplink::SessionLimits;
 use crate::window::{AggregateConfig, AggregateSpec, KeepConfig, KeepRules, Span, ValueRule, WindowConfig, WindowSpec};
@@ -36,6 +36,7 @@ pub(super) struct Scenario {
     pub(super) ack_record: bool,
     pub(super) inflight_max: u16,
     pub(super) uplinks: usize,
+    pub(super) metered: bool,
     pub(super) critical_copies: u8,
     /// One way, without the queue, and how much it varies.
     pub(super) delay_us: u64,
@@ -61,6 +62,7 @@ impl Scenario {
             ack_record: false,
             inflight_max: 1024,
             uplinks: 1,
+            metered: false,
             critical_copies: 1,
             delay_us: 20_000,
             jitter_us: 5_000,
@@ -135,6 +137,7 @@ impl Scenario {
             ack_record: rng.percent(50),
             inflight_max: rng.pick(&[60, 100, 1024]),
             uplinks: if rng.percent(30) { rng.range(2, 3) as usize } else { 1 },
+            metered: false,
             critical_copies: rng.range(1, 2) as u8,
             delay_us: rng.pick(&[1_000, 20_000, 50_000, 300_000]),
             jitter_us: rng.pick(&[100, 10_000, 100_000]),
@@ -145,6 +148,14 @@ impl Scenario {
             credits: if rng.percent(30) { [rng.range(200, 4_000); 4] } else { [1 << 20; 4] },
             troubles,
             troubles_end_us: end_us,
+        }
+    }
+
+    fn uplink(&self, at: usize) -> UplinkPolicy {
+        UplinkPolicy {
+            meter: self.metered.then_some(Meter { money_per_mb: 0.01, month_bytes: None }),
+            carrier: Some(format!("carrier-{at}").into()),
+            ..UplinkPolicy::free(&format!("way-{at}"), 10_000_000)
         }
     }
 
@@ -210,7 +221,7 @@ impl Scenario {
                 connect_us: 10_000_000,
                 backoff_us: (500_000, 4_000_000),
             },
-            uplinks: (0..self.uplinks).map(|at| UplinkPolicy::free(&format!("way-{at}"), 10_000_000)).collect(),
+            uplinks: (0..self.uplinks).map(|at| self.uplink(at)).collect(),
             price: PriceLimits::default(),
             critical_copies: self.critical_copies,
         }

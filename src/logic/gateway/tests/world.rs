@@ -11,6 +11,7 @@ use super::rng::Rng;
 use super::scenario::{Scenario, Trouble};
 use super::store::Store;
 use crate::block::Codec;
+use crate::graph::Advice;
 use crate::ids::{BlockKey, VoidReason};
 use crate::ingest::ConnId;
 use crate::ingest::{Scored, Verdict};
@@ -18,7 +19,7 @@ use crate::lanes::Durability;
 use crate::mqtt::UserIndex;
 use crate::ranges::RangeSet;
 use crate::store::CommitRequest;
-use crate::wire::LaneStream;
+use crate::wire::{AdviceBytes, Body, LaneStream};
 
 #[derive(Debug, Clone, Copy)]
 enum Ev {
@@ -907,6 +908,13 @@ impl World {
     }
 
     // ---- trouble
+
+    /// Tells the box what is wrong with what it shares with others.
+    pub(super) fn advise(&mut self, advice: &Advice) {
+        let advice = prost::Message::encode_to_vec(advice).into();
+        self.cloud.say(&Body::Advice(AdviceBytes { advice }));
+        self.serve_cloud();
+    }
 
     /// Lets nothing through on a link for a while; its connection stays as it is.
     pub(super) fn stall(&mut self, uplink: usize, len_us: u64) {

@@ -24,6 +24,7 @@ pub(super) fn shape(gateway: &str, uplinks: usize, streams: usize) -> SiteShape 
         router: Some(format!("{gateway}-line-{at}")),
         carrier: Some(format!("carrier-{at}")),
         ingest: format!("ingest-{}", at % 2),
+        zone: None,
         money_per_mb: Some(0.01 * at as f64),
         energy_per_mb: Some(1.5),
     };

@@ -38,3 +38,24 @@ fn odd_shapes_are_refused() {
     odd.uplinks[0].carrier = Some("a\tb".to_owned());
     assert!(matches!(Site::new(&odd), Err(SubgraphError::Name(NameError::Name(_)))));
 }
+
+#[test]
+fn an_uplink_is_taken_only_where_its_zone_is_allowed() {
+    let mut shape = shape("box-1", 2, 1);
+    shape.uplinks[1].zone = Some("us-east".to_owned());
+    let mut site = Site::new(&shape).expect("a site");
+    site.uplink(SECOND_US, 0, &healthy(SECOND_US, 20.0));
+    site.uplink(SECOND_US, 1, &healthy(SECOND_US, 1.0));
+    let others = Federation::new(FederationLimits::default());
+    let view = View::new(Snapshot::of_subgraph(SECOND_US, site.graph(), &others)).expect("a view");
+    let stream = view.find("stream/box-1/vibration-0").expect("a stream");
+    let by = |zones: &[&str]| {
+        let zones = zones.iter().map(ToString::to_string).collect();
+        let path = view.path(&stream, None, &Constraints { zones, ..Constraints::default() }).expect("an answer");
+        path.best.map(|route| route.hops[1].to.to_string())
+    };
+    assert_eq!(by(&[]).as_deref(), Some("uplink/box-1/wwan1"));
+    assert_eq!(by(&["eu-central"]).as_deref(), Some("uplink/box-1/wwan0"), "the better one leads to us-east");
+    assert_eq!(by(&["eu-central", "us-east"]).as_deref(), Some("uplink/box-1/wwan1"));
+    assert_eq!(by(&["us-east"]), None, "the box itself stands elsewhere");
+}
