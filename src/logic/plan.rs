@@ -307,7 +307,10 @@ mod tests {
         assert_eq!(plan.streams[3].to_string(), "raw in lane bulk, no model, held");
         let new = Wait::of_age(0);
         // Late binding: each record by its own age, by the same numbers.
-        assert_eq!((plan.level(2, new), plan.level(3, new), plan.level_if_sent(3, new)), (Some(Level::Thin4), None, Level::Verdict));
+        assert_eq!(
+            (plan.level(2, new), plan.level(3, new), plan.level_if_sent(3, new)),
+            (Some(Level::Thin4), None, Level::Verdict)
+        );
     }
 
     #[test]

@@ -99,7 +99,9 @@ impl Gateway {
         let waiting = self.lanes.waiting(now_us, self.policy.streams.len(), of_class);
         let (arrived, ratio) = self.lanes.take_arrived();
         self.control.arrivals.count(now_us, &arrived, ratio);
-        let (free, paid) = (self.forecast(now_us, false), self.forecast(now_us, true));
+        // What is wanted is counted as levels say; what thinned blocks really take differs.
+        let carried = 1.0 / self.lanes.bytes_per_planned();
+        let (free, paid) = (self.forecast(now_us, false).times(carried), self.forecast(now_us, true).times(carried));
         let (values, expected) = (&self.plan.values, self.control.arrivals.rates());
         let market = Market { values, waiting: &waiting, expected, capacity: free };
         // What a paid byte must be worth: nobody pays more for a byte than that while the budget allows.

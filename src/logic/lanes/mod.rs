@@ -137,6 +137,7 @@ pub struct Lanes {
     limits: LanesLimits,
     /// How long what is handed over now will take to come, see [`Lanes::foresee`].
     ahead_us: u64,
+    folding: worth::Folding,
     /// Order of epochs by age; the last is the present one.
     epochs: Vec<Epoch>,
     lanes: PerClass<Lane>,
@@ -248,6 +249,7 @@ impl Lanes {
         let mut lanes = Lanes {
             limits,
             ahead_us: 0,
+            folding: worth::Folding::default(),
             epochs,
             lanes,
             codec: Codec::default(),

@@ -40,6 +40,31 @@ const AHEAD_S_MAX: f64 = 5.0;
 /// Blocks of a queue that are compared: 128 MiB of the usual size, and about 0.1 ms.
 const LOOKED_AT_MAX: usize = 1_024;
 
+/// What thinned blocks take beside what their levels say.
+#[derive(Debug, Default)]
+pub(super) struct Folding {
+    planned: f64,
+    taken: f64,
+}
+
+/// Bytes after which what was learned has lost half its weight.
+const FOLDING_BYTES: f64 = 1_000_000.0;
+
+impl Folding {
+    fn record(&mut self, planned: f64, taken: f64) {
+        if planned <= 0.0 {
+            return;
+        }
+        let keep = (1.0 - planned / FOLDING_BYTES).max(0.5);
+        (self.planned, self.taken) = (self.planned * keep + planned, self.taken * keep + taken);
+    }
+
+    fn ratio(&self) -> f64 {
+        // Until enough is known the ladder is believed.
+        ((self.taken + FOLDING_BYTES / 10.0) / (self.planned + FOLDING_BYTES / 10.0)).clamp(0.25, 4.0)
+    }
+}
+
 /// The wait of what was born then and is gone then, if it comes at `at_us`.
 fn wait(at_us: u64, born_us: u64, gone_us: u64) -> Wait {
     let kept_us = if gone_us == Wait::FOR_EVER { gone_us } else { gone_us.saturating_sub(at_us) };
@@ -159,6 +184,12 @@ impl Lanes {
         best.map(|(_, position)| position)
     }
 
+    /// Bytes that a block takes for each that its levels say it would, of late: thinned records have heads, too, and compress
+    /// in their own way.
+    pub fn bytes_per_planned(&self) -> f64 {
+        self.folding.ratio()
+    }
+
     /// The block as it is sent at the present price, and how many records that leaves out.
     pub(super) fn thinned(&mut self, now_us: u64, position: Position, class: Class, bytes: Bytes, plan: &Plan) -> (Bytes, u32) {
         let Some(block) = self.lanes[class.index()].blocks.get(&position) else { return (bytes, 0) };
@@ -175,7 +206,13 @@ impl Lanes {
             Level::Aggregate | Level::Verdict => Thinning::Aggregate,
         };
         match self.thinner.thin(&mut self.codec, &bytes, thinning) {
-            Ok(Some(thinned)) if thinned.block.len() < bytes.len() => (thinned.block, thinned.removed),
+            Ok(Some(thinned)) if thinned.block.len() < bytes.len() => {
+                let planned = |&(stream, len): &(u16, u32)| f64::from(len) * plan.level_if_sent(stream, wait).bytes();
+                let planned =
+                    self.lanes[class.index()].blocks.get(&position).map_or(0.0, |block| block.parts.iter().map(planned).sum());
+                self.folding.record(planned, thinned.block.len() as f64);
+                (thinned.block, thinned.removed)
+            }
             // A damaged block is for the cloud to refuse: its checksum was right when it was loaded.
             Ok(_) | Err(_) => (bytes, 0),
         }

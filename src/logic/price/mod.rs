@@ -15,9 +15,7 @@
 
 pub use arrivals::{Arrivals, Expected};
 pub use ladder::{Ladder, LadderError, Level};
-pub use solve::{
-    Capacity, Cohort, Explanation, HORIZONS, Market, Paid, PriceLimits, Prices, Solver, horizon_end_us,
-};
+pub use solve::{Capacity, Cohort, Explanation, HORIZONS, Market, Paid, PriceLimits, Prices, Solver, horizon_end_us};
 pub use value::{Lateness, StreamValue, Wait};
 
 mod arrivals;

@@ -23,8 +23,8 @@ pub struct Cohort {
 
 /// Horizons that have a price of their own.
 pub const HORIZONS: usize = 13;
-/// They lie at these parts of [`PriceLimits::horizon_us`]: at 1, 2, 3, 5, 8, 12, 20, 30, 45 and 60 s of a minute. A coarse
-/// grid is worse than a single price (measured in the prototype).
+/// They lie at these parts of [`PriceLimits::horizon_us`]: of a minute at 0.2, 0.4, 0.6, 1, 1.6, 2.4, 4, 6, 9, 12, 20, 36 and
+/// 60 s. A coarse grid is worse than a single price (measured in the prototype).
 const HORIZON_PARTS: [u64; HORIZONS] = [1, 2, 3, 5, 8, 12, 20, 30, 45, 60, 100, 180, 300];
 
 /// What a byte costs, by the time that is left to its record.
@@ -86,7 +86,7 @@ pub struct PriceLimits {
 impl Default for PriceLimits {
     /// From the sensitivity table of the prototype.
     fn default() -> Self {
-        PriceLimits { horizon_us: 300_000_000, drain_us: 8_000_000, kappa: 1.0, hysteresis: 0.1, hold_us: 1_000_000 }
+        PriceLimits { horizon_us: 60_000_000, drain_us: 8_000_000, kappa: 1.1, hysteresis: 0.05, hold_us: 1_000_000 }
     }
 }
 
@@ -176,6 +176,12 @@ impl Capacity {
     #[must_use]
     pub fn or_better(self, other: Capacity) -> Capacity {
         self.each(other, f64::max)
+    }
+
+    /// So many times as much.
+    #[must_use]
+    pub fn times(self, factor: f64) -> Capacity {
+        self.each(self, |one, _| one * factor)
     }
 
     fn each(self, other: Capacity, of: impl Fn(f64, f64) -> f64) -> Capacity {
@@ -286,7 +292,8 @@ impl Solver {
         self.steps.clear();
         for (stream, groups) in self.cells.iter().enumerate() {
             for (group, cells) in groups.iter().enumerate() {
-                for (late, cell) in cells.iter().enumerate().filter(|(_, cell)| cell.plan_bytes > 0.0 || cell.drain_bytes > 0.0) {
+                for (late, cell) in cells.iter().enumerate().filter(|(_, cell)| cell.plan_bytes > 0.0 || cell.drain_bytes > 0.0)
+                {
                     wanted[group] += cell.plan_bytes;
                     waits += cell.drain_bytes;
                     let Some(value) = values[stream].filter(|value| !value.is_exempt) else { continue };
@@ -488,7 +495,10 @@ mod tests {
         };
         let values = [value(10_000_000), value(60_000_000)];
         let waiting = |soon, later| {
-            [Cohort { stream: 0, bytes: soon, wait: Wait::of_age(0) }, Cohort { stream: 1, bytes: later, wait: Wait::of_age(0) }]
+            [
+                Cohort { stream: 0, bytes: soon, wait: Wait::of_age(0) },
+                Cohort { stream: 1, bytes: later, wait: Wait::of_age(0) },
+            ]
         };
         let solve = |waiting: &[Cohort]| {
             let expected = [Expected::default(); 2];

@@ -114,7 +114,8 @@ pub fn run(link: &Link, workload: &Workload, load: f64, seed: u64) -> (Case, Det
 /// What nobody can exceed: the bound's value, and for each of the other figures the best that any policy could have.
 fn bound_outcome(link: &Link, workload: &Workload, arrivals: &Arrivals, bound: &Bound) -> Outcome {
     // Critical records alone on the link, in order, without headers.
-    let is_critical = |record: &&super::arrivals::Arrival| workload.stream[usize::from(record.stream)].class() == Class::Critical;
+    let is_critical =
+        |record: &&super::arrivals::Arrival| workload.stream[usize::from(record.stream)].class() == Class::Critical;
     let records: Vec<_> = arrivals.records.iter().filter(is_critical).copied().collect();
     let alone = Arrivals { records, size_factor: arrivals.size_factor, anomalies: Vec::new() };
     let served = baseline::serve(Order::Fifo, link, workload, &alone);
@@ -166,10 +167,7 @@ mod tests {
             let ratio = |name: &str| case.of(name).value_ratio;
             assert!(case.policies.values().all(|policy| policy.value_ratio <= 1.001 && policy.value_ratio > 0.0), "{case:?}");
             if load > 1.0 {
-                assert!(
-                    ratio(WEIR) > ratio("static-priority") + 0.05 && ratio("static-priority") > ratio("fifo"),
-                    "{case:?}"
-                );
+                assert!(ratio(WEIR) > ratio("static-priority") + 0.05 && ratio("static-priority") > ratio("fifo"), "{case:?}");
             } else {
                 assert!(ratio(WEIR) > 0.95, "{case:?}");
             }

@@ -161,7 +161,13 @@ fn print(case: &Case, out: &mut dyn Write) -> io::Result<()> {
         writeln!(
             out,
             "{:<24} {:>5} {:>10.0}  {name:<16} {:>7.3} {:>11.0} ms {:>10} {:>8}",
-            case.link, case.load, case.mean_kbit_per_s, policy.value_ratio, policy.critical_p99_ms, policy.delivered, policy.lost
+            case.link,
+            case.load,
+            case.mean_kbit_per_s,
+            policy.value_ratio,
+            policy.critical_p99_ms,
+            policy.delivered,
+            policy.lost
         )?;
     }
     out.flush()

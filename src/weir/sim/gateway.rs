@@ -136,7 +136,7 @@ impl Score<'_> {
                 RecordKind::Raw => f64::from(arrival.bytes),
                 _ => record.payload.len() as f64,
             };
-                    *kept.entry(kind(arrival)).or_default() += bytes;
+            *kept.entry(kind(arrival)).or_default() += bytes;
         }
         for &(first, last) in &store.takes {
             for seq in first..=last {
@@ -144,7 +144,7 @@ impl Score<'_> {
                 let arrival = &self.arrivals[record as usize];
                 let part = kept.get(&kind(arrival)).copied().unwrap_or(0.0) / whole[&kind(arrival)].max(1.0);
                 let fidelity = worth(&self.workload.stream[usize::from(arrival.stream)], part.min(1.0));
-                                self.run.deliveries.push(Delivery { record, at_us: now_us, fidelity, level: nearest_level(part) });
+                self.run.deliveries.push(Delivery { record, at_us: now_us, fidelity, level: nearest_level(part) });
             }
         }
     }

@@ -175,7 +175,8 @@ impl<'a> World<'a> {
         messages: &'a mut dyn Iterator<Item = Message>,
         watch: &'a mut dyn FnMut(u64, Fact<'_>),
     ) -> Result<Self, RouteError> {
-        let start = Start { epoch: EPOCH, seed: site.seed, name: "sim", software: "sim", found: Found::default(), budgets: &[] };
+        let start =
+            Start { epoch: EPOCH, seed: site.seed, name: "sim", software: "sim", found: Found::default(), budgets: &[] };
         let streams = site.policy.streams.len();
         let next = messages.next();
         Ok(World {

@@ -4,7 +4,7 @@
 //! number follows the bandwidth-delay product, streams of one priority take turns, every packet costs its headers, and
 //! what is acknowledged is known a round trip later. Loss is not: the rate of a trace is what is left after it.
 //!
-//! The congestion window is twice the bandwidth-delay product, from the highest delivery rate of the last seconds and
+//! The congestion window is twice the bandwidth-delay product, from the highest delivery rate of the last ten rounds and
 //! the lowest round trip, as BBR keeps it, and never more than the link's queue can hold beside what is on the way. The send
 //! window is what the box's shell makes of it: data in it that has not left is overtaken by streams above its own.
 
@@ -25,8 +25,8 @@ const WINDOW_MIN: u64 = 4 * PACKET;
 const WINDOW_MAX: u64 = 8 * 1024 * 1024;
 /// The shell's smallest send window.
 const SEND_WINDOW_MIN: u64 = 32 * 1024;
-/// How long a delivery rate counts.
-const RATE_US: u64 = 2_000_000;
+/// Round trips for which a delivery rate counts, as in BBR.
+const RATE_ROUNDS: u64 = 10;
 /// The control stream, above all lanes.
 const CONTROL: usize = 8;
 const STREAMS: usize = 9;
@@ -228,7 +228,8 @@ impl Transport {
             self.rates.pop_back();
         }
         self.rates.push_back((now_us, rate));
-        while self.rates.front().is_some_and(|&(at_us, _)| at_us + RATE_US < now_us) && self.rates.len() > 1 {
+        let counts_us = RATE_ROUNDS * self.rtt_us;
+        while self.rates.front().is_some_and(|&(at_us, _)| at_us + counts_us < now_us) && self.rates.len() > 1 {
             self.rates.pop_front();
         }
     }

@@ -91,7 +91,13 @@ impl Steps {
         };
         let sent: Vec<usize> = (0..LEVEL_NAMES.len()).filter(|at| came.iter().any(|came| came[*at] > 0.0)).collect();
         let series = sent.into_iter().map(level).collect();
-        self.chart("How finely weir's records came (by arrival; white: held, or given up)", "bytes, %", Scale::UpTo(100.0), true, series)
+        self.chart(
+            "How finely weir's records came (by arrival; white: held, or given up)",
+            "bytes, %",
+            Scale::UpTo(100.0),
+            true,
+            series,
+        )
     }
 
     fn latency(self, workload: &Workload, details: &Details) -> Chart {
@@ -110,8 +116,10 @@ impl Steps {
             Series { name: "weir p50".into(), colour: 5, points: of(&details.weir.deliveries, 0.5) },
         ];
         let others = details.others.iter().enumerate();
-        series.extend(others.map(|(index, (name, served))| {
-            Series { name: format!("{name} p99"), colour: index + 1, points: of(&served.deliveries, 0.99) }
+        series.extend(others.map(|(index, (name, served))| Series {
+            name: format!("{name} p99"),
+            colour: index + 1,
+            points: of(&served.deliveries, 0.99),
         }));
         self.chart("Delay of critical records", "delay, ms", Scale::Log, false, series)
     }

@@ -72,13 +72,20 @@ impl Report {
             );
             for name in [WEIR].into_iter().chain(BASELINES) {
                 let ratio = case.of(name).value_ratio;
-                let _ = write!(rows, "<td class=\"bar\" style=\"--part:{:.1}%\">{ratio:.3}</td>", 100.0 * ratio.clamp(0.0, 1.0));
+                let _ =
+                    write!(rows, "<td class=\"bar\" style=\"--part:{:.1}%\">{ratio:.3}</td>", 100.0 * ratio.clamp(0.0, 1.0));
             }
             for name in [WEIR, BASELINES[0], BOUND] {
                 let _ = write!(rows, "<td>{}</td>", number(case.of(name).critical_p99_ms.round()));
             }
             let weir = case.of(WEIR);
-            let _ = write!(rows, "<td>{}</td><td>{}</td><td>{}</td></tr>", weir.delivered, weir.lost, number(weir.bytes as f64 / 1e6));
+            let _ = write!(
+                rows,
+                "<td>{}</td><td>{}</td><td>{}</td></tr>",
+                weir.delivered,
+                weir.lost,
+                number(weir.bytes as f64 / 1e6)
+            );
         }
         let mut feet = String::new();
         for (title, of) in [("mean", mean as fn(&[f64]) -> f64), ("worst", worst)] {
@@ -168,7 +175,16 @@ mod tests {
         for outside in ["http:", "https:", "src=", "<link", "@import", "<script", "url("] {
             assert!(!page.contains(outside), "{outside}");
         }
-        for part in ["id=\"case-0\"", "href=\"#case-1\"", "rate, kbit/s", "held, MB", "bytes, %", "delay, ms", "value/Mbit", "test &lt;1&gt;"] {
+        for part in [
+            "id=\"case-0\"",
+            "href=\"#case-1\"",
+            "rate, kbit/s",
+            "held, MB",
+            "bytes, %",
+            "delay, ms",
+            "value/Mbit",
+            "test &lt;1&gt;",
+        ] {
             assert!(page.contains(part), "{part}");
         }
         assert!(!page.contains("NaN") && !page.contains("inf"), "numbers that cannot be drawn");

@@ -115,16 +115,32 @@ impl Chart {
         for tick in axis.ticks() {
             let y = axis.y(tick);
             let _ = write!(out, "<path class=\"grid\" d=\"M{LEFT} {y:.1}H{right}\"/>");
-            let _ = write!(out, "<text class=\"tick\" x=\"{}\" y=\"{:.1}\" text-anchor=\"end\">{}</text>", LEFT - 6.0, y + 4.0, number(tick));
+            let _ = write!(
+                out,
+                "<text class=\"tick\" x=\"{}\" y=\"{:.1}\" text-anchor=\"end\">{}</text>",
+                LEFT - 6.0,
+                y + 4.0,
+                number(tick)
+            );
         }
         for tick in ticks(self.x_max, 7) {
             let x = self.x(tick);
             let _ = write!(out, "<path class=\"grid\" d=\"M{x:.1} {bottom}v4\"/>");
-            let _ = write!(out, "<text class=\"tick\" x=\"{x:.1}\" y=\"{}\" text-anchor=\"middle\">{}</text>", bottom + 17.0, number(tick));
+            let _ = write!(
+                out,
+                "<text class=\"tick\" x=\"{x:.1}\" y=\"{}\" text-anchor=\"middle\">{}</text>",
+                bottom + 17.0,
+                number(tick)
+            );
         }
         let _ = write!(out, "<path class=\"axis\" d=\"M{LEFT} {TOP}V{bottom}H{right}\"/>");
         let middle = (LEFT + right) / 2.0;
-        let _ = write!(out, "<text class=\"label\" x=\"{middle}\" y=\"{}\" text-anchor=\"middle\">{}</text>", HEIGHT - 6.0, escape(self.x_label));
+        let _ = write!(
+            out,
+            "<text class=\"label\" x=\"{middle}\" y=\"{}\" text-anchor=\"middle\">{}</text>",
+            HEIGHT - 6.0,
+            escape(self.x_label)
+        );
         let middle = (TOP + bottom) / 2.0;
         let _ = write!(
             out,
@@ -219,7 +235,8 @@ fn area(
     out: &mut String,
 ) {
     let mut path = String::new();
-    let floor = |(index, &(x, _)): (usize, &(f64, f64))| (x, below.and_then(|below| below.get(index)).map_or(0.0, |point| point.1));
+    let floor =
+        |(index, &(x, _)): (usize, &(f64, f64))| (x, below.and_then(|below| below.get(index)).map_or(0.0, |point| point.1));
     let back: Vec<(f64, f64)> = points.iter().enumerate().map(floor).collect();
     for (index, &point) in points.iter().chain(back.iter().rev()).enumerate() {
         let (x, y) = place(point);
@@ -243,7 +260,15 @@ mod tests {
             colour,
             points: values.iter().enumerate().map(|(x, y)| (x as f64, *y)).collect(),
         });
-        Chart { title: "t".into(), x_label: "time, s", y_label: "rate, kbit/s", scale, x_max: 2.0, series: series.collect(), stacked }
+        Chart {
+            title: "t".into(),
+            x_label: "time, s",
+            y_label: "rate, kbit/s",
+            scale,
+            x_max: 2.0,
+            series: series.collect(),
+            stacked,
+        }
     }
 
     #[test]
