@@ -5,7 +5,7 @@ use crate::block::RecordKind;
 use crate::payload::{OpaqueFormat, PayloadFormat};
 use crate::plan::Plan;
 use crate::policy::{StreamFidelity, StreamPolicy};
-use crate::price::{Ladder, Lateness, Level, StreamValue};
+use crate::price::{Ladder, Lateness, Level, Prices, StreamValue};
 use crate::ranges::RangeSet;
 use crate::store::{CommitRequest, StoreError};
 
@@ -642,7 +642,7 @@ fn priced() -> Plan {
     let lateness = Lateness { d0_us: 1_000 * SECOND, d1_us: None, u1: 1.0 };
     let value = |weight, ladder| Some(StreamValue { weight, ladder, lateness, is_exempt: false });
     let values = [value(0.5, Ladder::RAW), value(1.0, Ladder::TELEMETRY.down_to(Level::Thin4)), None];
-    Plan { lambda: 1.0, values: values.into(), weighs: true, ..one_way() }
+    Plan { lambda: 1.0, prices: Prices::flat(1.0), values: values.into(), weighs: true, ..one_way() }
 }
 
 fn push_of(lanes: &mut Lanes, now_us: u64, class: Class, stream: u16, len: usize) {
@@ -681,7 +681,7 @@ fn what_is_worth_less_than_its_bytes_is_thinned_when_it_is_sent_and_kept_whole_u
     let mut lanes = Lanes::new(0, Epoch(9), [policy(Durability::Through); 4], LIMITS, Found::default(), thinner);
     lanes.set_uplink_up(0, true);
     let plan = priced();
-    assert_eq!(plan.level(1, 0), Some(Level::Thin4));
+    assert_eq!(plan.level(1, crate::price::Wait::of_age(0)), Some(Level::Thin4));
     for _ in 0..16 {
         push_of(&mut lanes, 0, Class::Normal, 1, 100);
         push_of(&mut lanes, 0, Class::Normal, 2, 100);
