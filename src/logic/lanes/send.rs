@@ -282,8 +282,10 @@ impl Lanes {
     }
 
     /// When [`Lanes::outgoing`] has something to give if nothing else happens; `u64::MAX` if room or credit must come first.
-    pub fn send_due_us(&self, ways: &[Option<PerClass<u64>>], plan: &Plan) -> u64 {
-        flows().filter_map(|flow| self.due_us(flow, ways, plan)).map(|(due_us, _)| due_us).min().unwrap_or(u64::MAX)
+    pub fn send_due_us(&self, now_us: u64, ways: &[Option<PerClass<u64>>], plan: &Plan) -> u64 {
+        let critical = self.critical_order(now_us);
+        let may = |flow: &Flow| flow.lane != Class::Critical || critical.contains(&flow.backlog);
+        flows().filter(may).filter_map(|flow| self.due_us(flow, ways, plan)).map(|(due_us, _)| due_us).min().unwrap_or(u64::MAX)
     }
 
     fn wants(&self, now_us: u64, flow: Flow, ways: &[Option<PerClass<u64>>], plan: &Plan) -> Option<u8> {

@@ -398,7 +398,7 @@ mod tests {
 
     fn solve(values: &[Option<StreamValue>], cohorts: &[Cohort], plan: f64, drain: f64) -> Explanation {
         // A horizon beyond every deadline, so that all that waits counts whole.
-        let limits = PriceLimits { horizon_us: 1_000_000_000, ..PriceLimits::default() };
+        let limits = PriceLimits { horizon_us: 1_000_000_000, kappa: 1.0, ..PriceLimits::default() };
         let expected = vec![Expected::default(); values.len()];
         let capacity = Capacity { by_horizon: [plan; HORIZONS], drain_bytes: drain };
         let market = Market { values, waiting: cohorts, expected: &expected, capacity };
@@ -478,7 +478,7 @@ mod tests {
         let mut solver = Solver::default();
         let first = price(&mut solver, 0, 1.0, false);
         assert!(first > 0.0);
-        assert_eq!(price(&mut solver, 1, 1.1, false), first, "not far enough");
+        assert_eq!(price(&mut solver, 1, 1.04, false), first, "not far enough");
         let dearer = price(&mut solver, 2, 2.0, false);
         assert!(dearer > first, "it rises at once");
         assert_eq!(price(&mut solver, 3, 1.0, false), dearer, "it is held down");
