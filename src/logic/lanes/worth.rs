@@ -37,7 +37,7 @@ struct Sum {
 
 /// Nothing is expected to be on its way for longer; it is lost rather than late.
 const AHEAD_S_MAX: f64 = 5.0;
-/// Blocks of a queue that are compared: 128 MiB of the usual size, and about 0.1 ms.
+/// Blocks of a queue that are compared: each of 128 MiB of the usual size, every other of 256 MiB; about 0.1 ms.
 const LOOKED_AT_MAX: usize = 1_024;
 
 /// What thinned blocks take beside what their levels say.
@@ -166,7 +166,8 @@ impl Lanes {
     }
 
     /// The block that this stream sends next: the oldest, or if streams have values the most urgent of the
-    /// [`LOOKED_AT_MAX`] oldest, so that what has missed its deadline does not hold up what has not.
+    /// [`LOOKED_AT_MAX`] that are looked at, oldest and newest alike, so that what has missed its deadline does not hold up what
+    /// has not.
     pub(super) fn next_block(&self, now_us: u64, flow: Flow, plan: &Plan) -> Option<Position> {
         let lane = &self.lanes[flow.lane.index()];
         let queue = if flow.backlog { &lane.backlog } else { &lane.live };
@@ -175,7 +176,7 @@ impl Lanes {
         }
         let urgency = |position: &Position| urgency_of(now_us + self.ahead_us, flow.lane, &lane.blocks[position], plan);
         let mut best: Option<(f64, Position)> = None;
-        for position in queue.iter().take(LOOKED_AT_MAX) {
+        for position in queue.iter().step_by(queue.len().div_ceil(LOOKED_AT_MAX).max(1)) {
             let urgency = urgency(position);
             if best.is_none_or(|(most, _)| urgency > most) {
                 best = Some((urgency, *position));
