@@ -86,7 +86,7 @@ pub struct PriceLimits {
 impl Default for PriceLimits {
     /// From the sensitivity table of the prototype.
     fn default() -> Self {
-        PriceLimits { horizon_us: 60_000_000, drain_us: 8_000_000, kappa: 1.1, hysteresis: 0.05, hold_us: 1_000_000 }
+        PriceLimits { horizon_us: 60_000_000, drain_us: 12_000_000, kappa: 1.1, hysteresis: 0.05, hold_us: 1_000_000 }
     }
 }
 

@@ -61,8 +61,10 @@ pub fn run(link: &Link, workload: &Workload, arrivals: &Arrivals, price: PriceLi
         codec: Codec::default(),
         run: Run::default(),
     };
-    let site = Site { link, policy: policy(link, workload, price), models: Vec::new(), seed };
-    let mut messages = arrivals.records.iter().enumerate().map(|(index, arrival)| message(workload, index, arrival));
+    // A sensor whose records are larger has more channels, and not a coarser aggregate.
+    let sensors = workload.clone().with_records(arrivals.size_factor);
+    let site = Site { link, policy: policy(link, &sensors, price), models: Vec::new(), seed };
+    let mut messages = arrivals.records.iter().enumerate().map(|(index, arrival)| message(&sensors, index, arrival));
     let mut watch = |now_us: u64, fact: Fact<'_>| match fact {
         Fact::Published(index) => score.at = index,
         Fact::Recorded { lane, numbers, .. } => {

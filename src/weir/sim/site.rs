@@ -3,7 +3,7 @@
 use weir_logic::ids::Class;
 use weir_logic::lanes::{Durability, LanePolicy, LanesLimits};
 use weir_logic::mqtt::{ConnLimits, RouterLimits};
-use weir_logic::payload::{ElementType, PackedFormat, PayloadFormat, TimeOf};
+use weir_logic::payload::{CHANNELS_MAX, ElementType, PackedFormat, PayloadFormat, TimeOf};
 use weir_logic::policy::{Policy, StreamFidelity, StreamPolicy, UplinkPolicy, UserPolicy};
 use weir_logic::price::{Ladder, Lateness, Level, PriceLimits, StreamValue};
 use weir_logic::uplink::SessionLimits;
@@ -87,7 +87,7 @@ fn stream_policy(index: usize, stream: &StreamSpec, mode: &str, times: f64) -> S
 /// As many channels as let one message's aggregate be at most a sixteenth of it.
 fn packed(stream: &StreamSpec) -> PackedFormat {
     let sixteenth = stream.record.get() as usize / 16;
-    let channels = (sixteenth.saturating_sub(20) / 24).clamp(1, 40);
+    let channels = (sixteenth.saturating_sub(20) / 24).clamp(1, CHANNELS_MAX);
     PackedFormat {
         element: ElementType::I16,
         channels,

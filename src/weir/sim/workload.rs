@@ -102,6 +102,14 @@ impl Workload {
         load_checked(file, text, Self::check)
     }
 
+    /// The same mix with records of so many times the size.
+    pub fn with_records(mut self, times: f64) -> Self {
+        for stream in &mut self.stream {
+            stream.record = Bytes::new((stream.record.get() as f64 * times).round() as u64);
+        }
+        self
+    }
+
     /// The same mix with every deadline multiplied.
     pub fn with_deadlines(mut self, scale: f64) -> Self {
         let times = |duration: Duration| Duration::from_micros((duration.as_micros() as f64 * scale).round() as u64);
