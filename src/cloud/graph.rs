@@ -11,9 +11,9 @@ use weir_logic::graph::{
     Advice, CauseLimits, Causes, EdgeIndex, EdgeState, Estimate, Federation, FederationLimits, MergeError, Merged, NeedFull,
     NodeKind, Owner, Peer, Publisher, PublisherLimits, Quantity, Snapshot, Subgraph, SubgraphError, TalkerLimits, Talkers,
 };
+use weir_logic::load::Load;
 use weir_logic::wire::{AdviceBytes, Body};
 
-use crate::load::Load;
 use crate::status::{CauseStatus, GraphStatus};
 
 /// Advice that stays the same is repeated so often, so that it does not fade.

@@ -20,11 +20,11 @@ use weir_host::notify::Notify;
 use weir_host::shutdown::Shutdown;
 use weir_logic::block::BlockHeader;
 use weir_logic::ids::{Class, Epoch, PerClass};
+use weir_logic::load::{Load, LoadTold, credits, is_overloaded};
 use weir_logic::receive::{Alert, CloseCode, Counters, Input, Known, Now, Output, Receiver, SessionId};
 use weir_logic::wire::{Body, Hello, LaneStream};
 
 use crate::graph::GlobalGraph;
-use crate::load::{Load, LoadTold};
 use crate::metrics::Metrics;
 use crate::session::Transport;
 use crate::sink::{Job, Sink, SinkEvent, Work};
@@ -32,8 +32,6 @@ use crate::status::{AlertStatus, GatewayStatus, LaneStatus, SessionStatus, SinkS
 
 /// Alerts shown in the status.
 const ALERTS_SHOWN_MAX: usize = 100;
-/// Queue fill at which all but critical data lose their credits, and at which they get them back.
-const OVERLOAD_PERCENT: (u64, u64) = (75, 25);
 
 /// What connections tell the hub.
 #[derive(Debug)]
@@ -216,7 +214,7 @@ impl Hub {
         let load = Load { queue_percent: self.links.sink.fill_percent(), overloaded, stalled, commit_us };
         self.graph.tick(now_us, load);
         if let Some(news) = self.load_told.news(now_us, load) {
-            // A box that has not been greeted yet hears of it with the next repetition.
+            // A box that has not been greeted yet is told when it is.
             let greeted = self.sessions.iter().filter(|(_, session)| session.opening.is_none());
             let ids: Vec<SessionId> = greeted.map(|(&id, _)| id).collect();
             ids.into_iter().for_each(|id| self.say(id, news.clone()));
@@ -258,6 +256,9 @@ impl Hub {
             return self.load(id, hello, asked);
         }
         self.feed(&gateway, Input::Hello { session: id, hello, known }, None);
+        if let Some(load) = self.load_told.present() {
+            self.say(id, load);
+        }
         if let Some(session) = self.sessions.get(&id) {
             session.peer.ready_tx.send_replace(true);
         }
@@ -468,35 +469,5 @@ impl Gateway {
             lanes: Class::ALL.map(lane).to_vec(),
             missing: self.receiver.missing(),
         }
-    }
-}
-
-fn is_overloaded(was: bool, fill_percent: u64) -> bool {
-    if was { fill_percent > OVERLOAD_PERCENT.1 } else { fill_percent >= OVERLOAD_PERCENT.0 }
-}
-
-fn credits(bytes: u64, stalled: bool, overloaded: bool) -> PerClass<u64> {
-    Class::ALL.map(|class| if stalled || (overloaded && class != Class::Critical) { 0 } else { bytes })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn critical_data_keep_their_credits_while_the_queue_is_nearly_full() {
-        assert_eq!(credits(9, false, false), [9; 4]);
-        assert_eq!(credits(9, false, true), [9, 0, 0, 0]);
-        assert_eq!(credits(9, true, true), [0; 4]);
-    }
-
-    #[test]
-    fn overload_ends_far_below_where_it_began() {
-        let mut overloaded = false;
-        let seen = [0, 74, 75, 74, 26, 25, 74, 100].map(|fill| {
-            overloaded = is_overloaded(overloaded, fill);
-            overloaded
-        });
-        assert_eq!(seen, [false, false, true, true, true, false, false, true]);
     }
 }

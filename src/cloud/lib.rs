@@ -19,7 +19,6 @@ pub mod status;
 
 mod graph;
 mod hub;
-mod load;
 mod session;
 
 use std::io;

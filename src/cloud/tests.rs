@@ -1,4 +1,5 @@
 mod graph;
+mod load;
 
 use std::path::Path;
 use std::time::Instant;

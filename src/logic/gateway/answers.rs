@@ -5,7 +5,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 use super::Gateway;
-use crate::explain::{Change, candidate, levels, rejected};
+use crate::explain::{Change, candidate, levels, no_way, rejected};
 use crate::ids::{Class, Epoch};
 use crate::lanes::{HeldPlace, Place, Step};
 
@@ -227,7 +227,7 @@ impl Gateway {
         LaneExplanation {
             lane: class.name().to_owned(),
             uplinks: route.usable().map(name).collect(),
-            reason: first.map_or_else(|| "no uplink may carry it".to_owned(), |first| candidate(&self.policy, first)),
+            reason: first.map_or_else(|| no_way(route), |first| candidate(&self.policy, first)),
             rejected: rejected(&self.policy, route),
             records: status.records,
             bytes: status.bytes,
@@ -291,7 +291,7 @@ impl Gateway {
                 let is_held = held.streams.iter().all(|&stream| self.plan.level(stream, age_us).is_none());
                 let is_up = route.usable().any(|uplink| self.uplinks[usize::from(uplink)].is_up());
                 let why = match route.first() {
-                    None => "no uplink may carry it".to_owned(),
+                    None => no_way(route),
                     Some(_) if !is_up => "no uplink of its lane is up".to_owned(),
                     Some(_) if is_held && !held.streams.is_empty() && self.plan.lambda > 0.0 => {
                         format!("held, because its bytes are worth less than {:.3e} each", self.plan.lambda)

@@ -13,6 +13,7 @@ use bytes::{Bytes, BytesMut};
 
 use crate::graph::Stamp;
 use crate::ids::{Class, Epoch, PerClass, Void};
+use crate::pressure::CreditReturn;
 use crate::wire::{
     self, Ack, Body, CloudLoad, Control, Credits, DigestBytes, FrameError, Hello, LaneRanges, PROTOCOL_VERSION, Ping,
     VoidRange, Voids, Welcome,
@@ -20,7 +21,7 @@ use crate::wire::{
 
 mod backoff;
 
-pub use backoff::Backoff;
+pub use backoff::{Backoff, Jitter};
 
 /// Times of a session, in microseconds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -158,6 +159,7 @@ pub struct Session {
     pings: VecDeque<(u64, u64)>,
     rtt_us: Option<u64>,
     credits: PerClass<u64>,
+    credit_return: CreditReturn,
     lease_end_us: u64,
     load: CloudLoad,
     outputs: VecDeque<SessionOutput>,
@@ -181,6 +183,7 @@ impl Session {
             pings: VecDeque::new(),
             rtt_us: None,
             credits: [0; 4],
+            credit_return: CreditReturn::new(seed),
             lease_end_us: 0,
             load: CloudLoad::default(),
             outputs: VecDeque::new(),
@@ -199,9 +202,10 @@ impl Session {
         self.state == State::Up
     }
 
-    /// Bytes per class that may be under way now.
+    /// Bytes per class that may be under way now. What was lost and came back counts after a while, see [`CreditReturn`].
     pub fn credits(&self, now_us: u64) -> PerClass<u64> {
-        if now_us < self.lease_end_us { self.credits } else { [0; 4] }
+        let usable = |class: Class| now_us < self.lease_end_us && self.credit_return.is_usable(now_us, class);
+        Class::ALL.map(|class| if usable(class) { self.credits[class.index()] } else { 0 })
     }
 
     /// How busy the cloud is, as it last said in this session.
@@ -277,6 +281,7 @@ impl Session {
                     self.counters.ups += 1;
                     self.next_ping_us = now_us;
                     self.credits = [FIRST_CREDIT_BYTES; 4];
+                    self.credit_return.restart();
                     self.lease_end_us = now_us + FIRST_LEASE_US;
                     self.outputs.push_back(SessionOutput::Greeted { last_stamp, node });
                     self.outputs.push_back(SessionOutput::Up);
@@ -297,8 +302,9 @@ impl Session {
                 }
             }
             Some(Body::Credits(Credits { bytes, lease_ms })) => {
-                for (credit, &bytes) in self.credits.iter_mut().zip(&bytes) {
-                    *credit = bytes;
+                for (class, &bytes) in Class::ALL.into_iter().zip(&bytes) {
+                    self.credits[class.index()] = bytes;
+                    self.credit_return.granted(now_us, class, bytes);
                 }
                 self.lease_end_us = now_us + u64::from(lease_ms) * 1_000;
             }

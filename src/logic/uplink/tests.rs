@@ -75,6 +75,20 @@ fn credits_end_with_their_lease() {
 }
 
 #[test]
+fn credits_that_come_back_are_used_in_turn_critical_first() {
+    let mut session = up();
+    let mut give = |at_us: u64, bytes: [u64; 4]| {
+        let lease_ms = 200_000;
+        session.control(at_us, &frame(Body::Credits(Credits { bytes: bytes.to_vec(), lease_ms })));
+        session.credits(at_us)
+    };
+    assert_eq!(give(3_000, [0; 4]), [0; 4]);
+    assert_eq!(give(60_000_000, [9; 4]), [9, 0, 0, 9], "a plan holds bulk by other means");
+    assert_eq!(give(75_000_000, [8; 4])[..2], [8, 8], "a renewal changes nothing");
+    assert_eq!(give(120_000_000, [7; 4]), [7; 4], "after as long as there were none");
+}
+
+#[test]
 fn a_change_of_the_clouds_load_is_told_and_forgotten_with_the_session() {
     let mut session = up();
     outputs(&mut session);
