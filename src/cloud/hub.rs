@@ -22,10 +22,11 @@ use weir_logic::block::BlockHeader;
 use weir_logic::ids::{Class, Epoch, PerClass};
 use weir_logic::load::{Load, LoadTold, credits, is_overloaded};
 use weir_logic::receive::{Alert, CloseCode, Counters, Input, Known, Now, Output, Receiver, SessionId};
-use weir_logic::wire::{Body, Hello, LaneStream};
+use weir_logic::wire::{AskedQuestion, Body, Hello, LaneStream};
 
 use crate::graph::GlobalGraph;
 use crate::metrics::Metrics;
+use crate::questions::Questions;
 use crate::session::Transport;
 use crate::sink::{Job, Sink, SinkEvent, Work};
 use crate::status::{AlertStatus, GatewayStatus, LaneStatus, SessionStatus, SinkStatus, Status};
@@ -38,6 +39,12 @@ const ALERTS_SHOWN_MAX: usize = 100;
 pub(crate) enum ToHub {
     /// Somebody wants the global graph, as JSON.
     GraphAsked {
+        answer_tx: oneshot::Sender<Result<String, String>>,
+    },
+    /// Somebody asks a gateway why.
+    Asked {
+        gateway: Arc<str>,
+        question: String,
         answer_tx: oneshot::Sender<Result<String, String>>,
     },
     Hello {
@@ -101,6 +108,7 @@ pub(crate) struct Hub {
     commits_seen: (u64, u64),
     graph: GlobalGraph,
     load_told: LoadTold,
+    questions: Questions,
 }
 
 struct Gateway {
@@ -113,6 +121,9 @@ struct Session {
     peer: Peer,
     /// The Hello, and the epochs asked for, until the sink has answered.
     opening: Option<(Hello, Vec<Epoch>)>,
+    /// Whether it answers questions, and the version of its software.
+    answers: bool,
+    software: String,
 }
 
 impl Hub {
@@ -133,6 +144,7 @@ impl Hub {
             commits_seen: (0, 0),
             graph,
             load_told: LoadTold::default(),
+            questions: Questions::default(),
         }
     }
 
@@ -171,13 +183,16 @@ impl Hub {
         match message {
             ToHub::Hello { session, hello, peer } => {
                 self.gateways.entry(peer.gateway.clone()).or_insert_with(|| Gateway::new(self.credits));
-                self.sessions.insert(session, Session { peer, opening: None });
+                let (answers, software) = (hello.answers, hello.software.clone());
+                self.sessions.insert(session, Session { peer, opening: None, answers, software });
                 self.load(session, hello, Vec::new());
             }
             ToHub::GraphAsked { answer_tx } => {
                 // Who has not waited does not want to know.
                 let _ = answer_tx.send(self.graph.json(self.now().mono_us));
             }
+            ToHub::Asked { gateway, question, answer_tx } => self.asked(&gateway, question, answer_tx),
+            ToHub::Control { session, body: Body::Answer(answer) } => self.questions.answered(session, answer),
             ToHub::Control { session, body: Body::Digest(digest) } => self.digest(session, &digest.digest),
             ToHub::Control { session, body } => {
                 if let Some(gateway) = self.sessions.get(&session).map(|session| session.peer.gateway.clone()) {
@@ -191,9 +206,36 @@ impl Hub {
             }
             ToHub::Closed { session, gateway } => {
                 self.sessions.remove(&session);
+                self.questions.session_ended(session);
                 self.feed(&gateway, Input::Closed { session }, None);
             }
         }
+    }
+
+    /// Asks a gateway over its newest session.
+    fn asked(&mut self, gateway: &Arc<str>, question: String, answer_tx: oneshot::Sender<Result<String, String>>) {
+        let mut greeted = self.sessions.iter().rev().filter(|(_, session)| session.opening.is_none());
+        let found = greeted.find(|(_, session)| session.peer.gateway == *gateway);
+        let metrics = &self.links.metrics;
+        let refusal = match found {
+            None => "it is not connected".to_owned(),
+            Some((_, session)) if !session.answers => {
+                format!("its software, version {}, does not answer questions yet: upgrade weir-edge there", session.software)
+            }
+            Some((&id, _)) => match self.questions.add(id, gateway, answer_tx) {
+                Ok(number) => {
+                    metrics.questions_asked.fetch_add(1, Relaxed);
+                    return self.say(id, Body::Question(AskedQuestion { id: number, text: question }));
+                }
+                Err(answer_tx) => {
+                    metrics.questions_refused.fetch_add(1, Relaxed);
+                    let _ = answer_tx.send(Err("too many questions wait for their answers: ask again".to_owned()));
+                    return;
+                }
+            },
+        };
+        // Who has not waited does not want to know.
+        let _ = answer_tx.send(Err(refusal));
     }
 
     /// A gateway's part of the health graph, or what has changed in it.
@@ -342,6 +384,7 @@ impl Hub {
     /// The connection's own task reports the end of it.
     fn close(&mut self, id: SessionId, code: CloseCode, reason: &str) {
         if let Some(session) = self.sessions.remove(&id) {
+            self.questions.session_ended(id);
             tracing::warn!(gateway = %session.peer.gateway, session = id.0, reason, "session closed");
             session.peer.transport.close(code, reason);
         }
@@ -393,6 +436,7 @@ impl Hub {
 
     fn tick(&mut self) {
         self.feed_all(&Input::Tick);
+        self.links.metrics.questions_unanswered.fetch_add(self.questions.expire(Instant::now()), Relaxed);
         self.advise();
         self.retire();
         self.publish();

@@ -257,6 +257,7 @@ impl Gateway {
                     self.control.at_once |= self.ways[index].pressure.tell(now_us, load.level());
                     self.outputs.push_back(Output::Event(Event::CloudLoad { uplink, load }));
                 }
+                SessionOutput::Asked { id, text } => self.answer(now_us, index, id, &text),
                 SessionOutput::Up => {
                     // A busy cloud says so right after this.
                     self.ways[index].pressure.tell(now_us, LoadLevel::Idle);

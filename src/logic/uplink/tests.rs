@@ -105,6 +105,24 @@ fn a_change_of_the_clouds_load_is_told_and_forgotten_with_the_session() {
 }
 
 #[test]
+fn questions_are_taken_a_few_at_a_time_and_the_others_are_told_so() {
+    let mut session = up();
+    outputs(&mut session);
+    let ask = |id, text: &str| frame(Body::Question(AskedQuestion { id, text: text.to_owned() }));
+    for id in 0..QUESTIONS_MAX + 2 {
+        session.control(5_000_000, &ask(id, "stream=pumps"));
+    }
+    session.control(7_000_000, &ask(90, &"x".repeat(QUESTION_LEN_MAX + 1)));
+    let outputs = outputs(&mut session);
+    let asked = outputs.iter().filter(|output| matches!(output, SessionOutput::Asked { .. })).count();
+    assert_eq!((asked, outputs.len()), (QUESTIONS_MAX as usize, QUESTIONS_MAX as usize + 3), "each has an answer or a word");
+    assert_eq!((session.counters().questions, session.counters().questions_refused), (QUESTIONS_MAX.into(), 3));
+    session.control(9_000_000, &ask(91, ""));
+    assert_eq!(session.poll(), Some(SessionOutput::Asked { id: 91, text: String::new() }));
+    assert!(session.is_up());
+}
+
+#[test]
 fn garbage_on_control_ends_the_session() {
     let mut session = up();
     session.control(5_000, &[0xff; 16]);

@@ -320,6 +320,7 @@ impl<'a> Fleet<'a> {
                 SessionOutput::Greeted { .. }
                 | SessionOutput::NeedFull
                 | SessionOutput::Advice(_)
+                | SessionOutput::Asked { .. }
                 | SessionOutput::Pinged
                 | SessionOutput::Heartbeat { .. }
                 | SessionOutput::Failed(_)
