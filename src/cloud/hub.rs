@@ -24,7 +24,7 @@ use weir_logic::load::{Load, LoadTold, credits, is_overloaded};
 use weir_logic::receive::{Alert, CloseCode, Counters, Input, Known, Now, Output, Receiver, SessionId};
 use weir_logic::wire::{AskedQuestion, Body, Hello, LaneStream};
 
-use crate::graph::GlobalGraph;
+use crate::graph::{GlobalGraph, Shown};
 use crate::metrics::Metrics;
 use crate::questions::Questions;
 use crate::session::Transport;
@@ -37,8 +37,9 @@ const ALERTS_SHOWN_MAX: usize = 100;
 /// What connections tell the hub.
 #[derive(Debug)]
 pub(crate) enum ToHub {
-    /// Somebody wants the global graph, as JSON.
+    /// Somebody wants the global graph, or a part of it, as JSON.
     GraphAsked {
+        shown: Shown,
         answer_tx: oneshot::Sender<Result<String, String>>,
     },
     /// Somebody asks a gateway why.
@@ -187,9 +188,9 @@ impl Hub {
                 self.sessions.insert(session, Session { peer, opening: None, answers, software });
                 self.load(session, hello, Vec::new());
             }
-            ToHub::GraphAsked { answer_tx } => {
+            ToHub::GraphAsked { shown, answer_tx } => {
                 // Who has not waited does not want to know.
-                let _ = answer_tx.send(self.graph.json(self.now().mono_us));
+                let _ = answer_tx.send(self.graph.json(self.now().mono_us, &shown));
             }
             ToHub::Asked { gateway, question, answer_tx } => self.asked(&gateway, question, answer_tx),
             ToHub::Control { session, body: Body::Answer(answer) } => self.questions.answered(session, answer),

@@ -44,7 +44,7 @@ use weir_logic::wire::ALPN;
 use crate::asked::Asker;
 use crate::config::Config;
 use crate::enrol::{EnrolError, Enrolled};
-use crate::graph::GlobalGraph;
+use crate::graph::{GlobalGraph, Shown};
 use crate::hub::{Hub, Links, ToHub};
 use crate::metrics::Metrics;
 use crate::schema::OpenError;
@@ -292,13 +292,14 @@ fn listener(socket: TcpListener) -> Result<tokio::net::TcpListener, RunError> {
 
 fn pages(metrics: Arc<Metrics>, status_rx: &watch::Receiver<Arc<Status>>, asker: Asker) -> Pages {
     let hub_tx = asker.hub_tx.clone();
-    let graph = move |_: &str| -> Answer {
-        let hub_tx = hub_tx.clone();
+    let graph = move |query: &str| -> Answer {
+        let (hub_tx, shown) = (hub_tx.clone(), query.parse::<Shown>());
         Box::pin(async move {
+            let shown = shown?;
             let (answer_tx, answer_rx) = oneshot::channel();
             let stopping = || "the cloud is stopping".to_owned();
             let hub_tx = hub_tx.upgrade().ok_or_else(stopping)?;
-            hub_tx.send(ToHub::GraphAsked { answer_tx }).await.map_err(|_| stopping())?;
+            hub_tx.send(ToHub::GraphAsked { shown, answer_tx }).await.map_err(|_| stopping())?;
             answer_rx.await.map_err(|_| stopping())?
         })
     };
