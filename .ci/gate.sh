@@ -5,7 +5,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 . cross/packages.sh
 
 work=$(mktemp -d)
-current="" times="" skips=""
+current="" times="" skips="" gated=""
 trap finish EXIT
 
 # step NAME COMMAND...: runs one step; the script ends if it fails.
@@ -46,7 +46,7 @@ finish() {
     rm -rf "$work"
     if [ $status -ne 0 ]; then
         printf 'FAILED: %s (exit status %d)\n' "${current:-set-up}" "$status"
-    elif [[ $sum == "tests: 0 passed"* ]]; then
+    elif [ "$gated" ] && [[ $sum == "tests: 0 passed"* ]]; then
         echo "FAILED: no test ran"
         status=1
     fi
@@ -97,6 +97,7 @@ readme_tests() {
 }
 
 gate() {
+    gated=yes
     export CARGO_TERM_COLOR=never
     # Nothing is built twice in a fresh clone, so what incremental builds write is never read.
     [ "${CI:-}" != true ] || export CARGO_INCREMENTAL=0

@@ -25,7 +25,8 @@ pub(crate) struct Args {
     /// waits for each PUBACK. Measured when the day's allowance for that is used up, which takes up to ten minutes each.
     #[arg(long)]
     eager: bool,
-    /// Fails above 5 GB of flash a day (up to 100 messages/s), or if memory grows by 1 MiB from the first fifth to the end.
+    /// Fails above 5 GB of flash a day (up to 100 messages/s), or if memory grows by 1 MiB from the first fifth to the end of ten
+    /// minutes or more.
     #[arg(long)]
     enforce: bool,
     /// Writes the results here as well.
@@ -60,8 +61,9 @@ struct Senders {
 /// What DESIGN asks of 1, 10 and 100 messages a second.
 const FLASH_GB_PER_DAY_MAX: f64 = 5.0;
 const FLASH_RATE_MAX: f64 = 100.0;
-/// What DESIGN asks of minutes 2 to 10.
+/// What DESIGN asks of minutes 2 to 10. In a shorter run the first fifth is the start, when every part has yet to take its share.
 const GROWTH_MIB_MAX: f64 = 1.0;
+const GROWTH_SECONDS_MIN: f64 = 599.0;
 /// Time to use the allowance up.
 const ALLOWANCE_LIMIT: Duration = Duration::from_secs(1_800);
 /// Less than this is no allowance: a commit is charged with some 36 KiB.
@@ -113,7 +115,7 @@ fn enforce(run: &Run) -> anyhow::Result<()> {
         bail!("{senders}: {flash_gb_per_day:.2} GB of flash a day, more than {FLASH_GB_PER_DAY_MAX}");
     }
     let growth_mib = run.pss_mib_at_end - run.pss_mib_at_fifth;
-    if growth_mib >= GROWTH_MIB_MAX {
+    if run.seconds >= GROWTH_SECONDS_MIN && growth_mib >= GROWTH_MIB_MAX {
         bail!("{senders}: memory grew by {growth_mib:.2} MiB, not less than {GROWTH_MIB_MAX}");
     }
     Ok(())

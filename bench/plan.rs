@@ -14,7 +14,9 @@ use weir_logic::lanes::{Durability, LanePolicy, LanesLimits};
 use weir_logic::payload::{OpaqueFormat, PayloadFormat};
 use weir_logic::plan::{Plan, View, plan};
 use weir_logic::policy::{Meter, Policy, StreamFidelity, StreamPolicy, UplinkPolicy};
-use weir_logic::price::{Cohort, Ladder, Lateness, Market, PriceLimits, Solver, StreamValue};
+use weir_logic::price::{
+    Capacity, Cohort, Expected, Ladder, Lateness, Market, PriceLimits, Solver, StreamValue, Wait, horizon_end_us,
+};
 use weir_logic::route::UplinkView;
 use weir_logic::uplink::SessionLimits;
 use weir_logic::wire::LoadLevel;
@@ -63,20 +65,18 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
 fn measure(args: &Args) -> Run {
     let (policy, uplinks, cohorts) = (policy(args), uplinks(args), cohorts(args));
     let values: Vec<Option<StreamValue>> = policy.streams.iter().map(|stream| stream.value).collect();
-    let expected = vec![1_000.0; values.len()];
+    let expected = vec![Expected { mean: 1_000.0, now: 1_000.0 }; values.len()];
     let mut solver = Solver::default();
     let (mut last, mut price_s, mut plan_s): (Option<Plan>, f64, f64) = (None, 0.0, 0.0);
     for round in 0..args.plans {
         let now_us = u64::from(round) * 1_000_000;
         // The rate changes, so that the price does.
         let forecast_bytes = 2e6 * (1.0 + f64::from(round % 7) / 4.0);
-        let market = Market {
-            values: &values,
-            waiting: &cohorts,
-            expected: &expected,
-            forecast_bytes,
-            drain_bytes: forecast_bytes / 8.0,
-        };
+        let by_horizon = std::array::from_fn(|group| {
+            forecast_bytes * horizon_end_us(group, policy.price.horizon_us) as f64 / policy.price.horizon_us as f64
+        });
+        let capacity = Capacity { by_horizon, drain_bytes: forecast_bytes / 8.0 };
+        let market = Market { values: &values, waiting: &cohorts, expected: &expected, capacity };
         let start = Instant::now();
         let price = solver.solve(now_us, &policy.price, black_box(market), None, false);
         price_s += start.elapsed().as_secs_f64();
@@ -105,7 +105,9 @@ fn apply_ns(plan: &Plan, streams: u16) -> f64 {
         let stream = (record.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40) as u16 % streams;
         let entry = &plan.streams[usize::from(stream)];
         let is_raw = entry.fidelity == StreamFidelity::Raw;
-        sum += entry.lane.index() + usize::from(is_raw) + plan.level_if_sent(stream, black_box(record * 100)).index();
+        sum += entry.lane.index()
+            + usize::from(is_raw)
+            + plan.level_if_sent(stream, black_box(Wait::of_age(record * 100))).index();
     }
     black_box(sum);
     start.elapsed().as_secs_f64() / RECORDS as f64 * 1e9
@@ -184,7 +186,7 @@ fn uplinks(args: &Args) -> Vec<UplinkView> {
 
 fn cohorts(args: &Args) -> Vec<Cohort> {
     let of = |stream: u16| {
-        (0..args.ages).map(move |age| Cohort { stream, bytes: 1_000.0 + f64::from(stream), age_us: 250_000 << age })
+        (0..args.ages).map(move |age| Cohort { stream, bytes: 1_000.0 + f64::from(stream), wait: Wait::of_age(250_000 << age) })
     };
     (0..args.streams).flat_map(of).collect()
 }

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use crate::ids::{Class, PerClass};
 use crate::policy::{Policy, StreamFidelity, StreamPolicy};
 use crate::pressure;
-use crate::price::{Explanation, Level, StreamValue};
+use crate::price::{Explanation, Level, Prices, StreamValue, Wait};
 use crate::route::{LaneRoute, UplinkView, route};
 use crate::wire::LoadLevel;
 
@@ -27,10 +27,12 @@ pub struct Plan {
     pub routes: PerClass<LaneRoute>,
     /// Uplinks that a critical block is sent over at the same time.
     pub critical_copies: u8,
-    /// Price of a byte of uplink, by which records are sent more coarsely or held.
+    /// Price of a byte of uplink, by which records are sent more coarsely or held; of those that have time.
     pub lambda: f64,
     /// For each lane, how many steps below what its records are worth they are sent, because the cloud is busy.
     pub steps: PerClass<usize>,
+    /// The same by the time that is left to a record.
+    pub prices: Prices,
     /// What records are worth, by stream; `None` for streams that are sent as they are stored, at any price.
     pub values: Arc<[Option<StreamValue>]>,
     /// True if any stream has a value: then the most urgent goes first, otherwise lanes have their shares.
@@ -57,41 +59,41 @@ impl Plan {
     }
 
     /// How finely a record of this age is sent now; `None` if it is held while anything else waits.
-    pub fn level(&self, stream: u16, age_us: u64) -> Option<Level> {
+    pub fn level(&self, stream: u16, wait: Wait) -> Option<Level> {
         let Some(Some(value)) = self.values.get(usize::from(stream)) else { return Some(Level::Raw) };
         let lane = self.streams.get(usize::from(stream)).map_or(Class::Critical, |stream| stream.lane);
-        level(value, age_us, self.lambda, self.steps[lane.index()])
+        level(value, wait, &self.prices, self.steps[lane.index()])
     }
 
     /// True if records of a lane may be sent otherwise than as they are stored.
     pub fn folds(&self, lane: Class) -> bool {
-        self.lambda > 0.0 || self.steps[lane.index()] > 0
+        !self.prices.is_free() || self.steps[lane.index()] > 0
     }
 
     /// Worth of a block for each of its bytes, by the time that is left to it: what is sent first if streams have values.
     ///
     /// `parts` are the raw bytes by stream; `None` for a stream that is not known. A stream without a value counts with its
     /// lane's usual worth. 0 if all of it is held.
-    pub fn urgency(&self, lane: Class, age_us: u64, parts: impl Iterator<Item = (Option<u16>, f64)>) -> f64 {
+    pub fn urgency(&self, lane: Class, wait: Wait, parts: impl Iterator<Item = (Option<u16>, f64)>) -> f64 {
         let usual = StreamValue::usual(lane);
         let (mut worth, mut bytes) = (0.0, 0.0);
         for (stream, raw) in parts {
             let value = stream.and_then(|stream| self.values.get(usize::from(stream)).copied().flatten());
             let steps = self.steps[lane.index()];
-            let level = value.map_or(Some(Level::Raw), |value| level(&value, age_us, self.lambda, steps));
+            let level = value.map_or(Some(Level::Raw), |value| level(&value, wait, &self.prices, steps));
             let value = value.unwrap_or(usual);
             let Some(level) = level else { continue };
-            let left_s = value.lateness.left_us(age_us).map_or(LEFT_S_MAX, |left_us| left_us as f64 / 1e6);
+            let left_s = value.left_us(wait).map_or(LEFT_S_MAX, |left_us| left_us as f64 / 1e6);
             let part = value.ladder.worth(level).unwrap_or(1.0);
-            worth += raw * value.weight_at(age_us) * part / (left_s + PATIENCE_S);
+            worth += raw * value.weight_at(wait.age_us) * part / (left_s + PATIENCE_S);
             bytes += raw * level.bytes();
         }
         if bytes > 0.0 { worth / bytes } else { 0.0 }
     }
 
     /// How finely a record of this age is sent if it is sent although it would be held.
-    pub fn level_if_sent(&self, stream: u16, age_us: u64) -> Level {
-        self.level(stream, age_us).unwrap_or_else(|| {
+    pub fn level_if_sent(&self, stream: u16, wait: Wait) -> Level {
+        self.level(stream, wait).unwrap_or_else(|| {
             let value = self.values.get(usize::from(stream)).copied().flatten();
             value.and_then(|value| value.ladder.levels().last()).map_or(Level::Raw, |(level, _)| level)
         })
@@ -202,7 +204,7 @@ const LEFT_S_MAX: f64 = 86_400.0;
 
 /// Decides for every stream and lane; `last` is the plan it replaces.
 pub fn plan(policy: &Policy, view: &View<'_>, last: Option<&Plan>) -> Plan {
-    let lambda = view.price.lambda;
+    let (lambda, prices) = (view.price.lambda, view.price.prices);
     let routes = Class::ALL.map(|class| {
         let last = last.map(|last| &last.routes[class.index()]);
         route(view.now_us, class, policy, view.uplinks, lambda, last)
@@ -226,7 +228,7 @@ pub fn plan(policy: &Policy, view: &View<'_>, last: Option<&Plan>) -> Plan {
     };
     let weighs = values.iter().any(Option::is_some);
     let critical_copies = policy.critical_copies;
-    let mut plan = Plan { version: 1, streams, uplinks, routes, critical_copies, lambda, steps, values, weighs };
+    let mut plan = Plan { version: 1, streams, uplinks, routes, critical_copies, lambda, steps, prices, values, weighs };
     if let Some(last) = last {
         plan.version = last.version + u64::from(!plan.does_the_same(last));
     }
@@ -247,12 +249,13 @@ fn plan_stream(stream: &StreamPolicy, price: &Explanation, load: LoadLevel, held
     }
     let Some(value) = stream.value else { return entry(Some(Level::Raw), reason) };
     let steps = pressure::steps(load, stream.class);
-    let (worth, sent) = (value.level(0, price.lambda), level(&value, 0, price.lambda, steps));
+    let (wait, prices) = (Wait::of_age(0), &price.prices);
+    let (worth, sent) = (value.level_at(wait, prices), level(&value, wait, prices, steps));
     let reason = match sent {
         _ if sent != worth => Reason::CloudBusy { load, steps },
         Some(Level::Raw) => reason,
         _ => Reason::Price {
-            lambda: price.lambda,
+            lambda: price.prices.at(value.lateness.left_us(0)),
             weight: value.weight,
             wanted_bytes: price.wanted_bytes as u64,
             forecast_bytes: price.forecast_bytes as u64,
@@ -261,9 +264,9 @@ fn plan_stream(stream: &StreamPolicy, price: &Explanation, load: LoadLevel, held
     entry(sent, reason)
 }
 
-/// How finely a record of this age is sent at a price, so many steps below what it is worth; `None` if it is held.
-fn level(value: &StreamValue, age_us: u64, lambda: f64, steps: usize) -> Option<Level> {
-    let worth = value.level(age_us, lambda)?;
+/// How finely a record is sent at these prices, so many steps below what it is worth; `None` if it is held.
+fn level(value: &StreamValue, wait: Wait, prices: &Prices, steps: usize) -> Option<Level> {
+    let worth = value.level_at(wait, prices)?;
     Some(if value.is_exempt { worth } else { pressure::coarser(&value.ladder, worth, steps) })
 }
 
@@ -316,8 +319,9 @@ mod tests {
     }
 
     fn at(lambda: f64) -> View<'static> {
+        let prices = Prices::flat(lambda);
         View {
-            price: Explanation { lambda, wanted_bytes: 5.0, forecast_bytes: 4.0, ..Explanation::default() },
+            price: Explanation { lambda, prices, wanted_bytes: 5.0, forecast_bytes: 4.0, ..Explanation::default() },
             ..View::default()
         }
     }
@@ -348,8 +352,12 @@ mod tests {
         assert_eq!(levels, [all, all, Some(Level::Thin4), None, all]);
         assert!(matches!(plan.streams[3].reason, Reason::Price { wanted_bytes: 5, forecast_bytes: 4, .. }));
         assert_eq!(plan.streams[3].to_string(), "raw in lane bulk, no model, held");
+        let new = Wait::of_age(0);
         // Late binding: each record by its own age, by the same numbers.
-        assert_eq!((plan.level(2, 0), plan.level(3, 0), plan.level_if_sent(3, 0)), (Some(Level::Thin4), None, Level::Verdict));
+        assert_eq!(
+            (plan.level(2, new), plan.level(3, new), plan.level_if_sent(3, new)),
+            (Some(Level::Thin4), None, Level::Verdict)
+        );
     }
 
     #[test]
@@ -413,7 +421,10 @@ mod tests {
         assert_eq!(busy.streams[2].reason, Reason::CloudBusy { load: LoadLevel::Overloaded, steps: 2 });
         assert_eq!(busy.streams[3].reason, Reason::CloudHolds { load: LoadLevel::Overloaded });
         assert_eq!((busy.uplinks[2].len(), busy.uplinks[3].len(), busy.routes[3].held()), (2, 0, Some(LoadLevel::Overloaded)));
-        assert_eq!((busy.level(2, 0), busy.folds(Class::Normal), busy.folds(Class::Critical)), (normal, true, false));
+        assert_eq!(
+            (busy.level(2, Wait::of_age(0)), busy.folds(Class::Normal), busy.folds(Class::Critical)),
+            (normal, true, false)
+        );
         let stalled = at(LoadLevel::Stalled);
         assert_eq!(levels(&stalled), [Some(Level::Raw), None, None, None, None], "only critical goes");
         assert!(stalled.uplinks[0].len() == 2 && stalled.uplinks[1..].iter().all(Vec::is_empty));
@@ -443,13 +454,13 @@ mod tests {
             for load in LoadLevel::ALL {
                 let plan = plan(&policy, &View { uplinks: &views([load; 2]), ..at(lambda) }, None);
                 for (index, before) in before.iter_mut().enumerate() {
-                    let now = sent(plan.level(index as u16, age_us));
+                    let now = sent(plan.level(index as u16, Wait::of_age(age_us)));
                     let level = plan.streams[index].level;
                     proptest::prop_assert!(now <= *before && level.is_none_or(|level| level <= Level::ALL[floor]));
                     *before = now;
                 }
                 for class in 0..4u16 {
-                    proptest::prop_assert!(sent(plan.level(class + 4, age_us)) >= sent(plan.level(class, age_us)));
+                    proptest::prop_assert!(sent(plan.level(class + 4, Wait::of_age(age_us))) >= sent(plan.level(class, Wait::of_age(age_us))));
                 }
                 proptest::prop_assert_eq!((plan.streams[0].level, plan.uplinks[0].len()), (Some(Level::Raw), 2));
             }

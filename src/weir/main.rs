@@ -79,10 +79,10 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::Demo(args) => return weir::demo::execute(&args),
         Command::Check(args) => return weir::check::run(&args),
+        Command::Sim(args) => return weir::sim::command::run(&args),
         Command::Link(args) => return weir::link::command::run(&args),
         Command::Explain(args) => weir::explain::run(&args, &mut io::stdout().lock())?,
         Command::Graph(args) => return weir::graph::run(&args, &mut io::stdout().lock()),
-        Command::Sim(args) => weir::sim::command::run(&args)?,
         Command::Pki(command) => command.run(&mut io::stdout().lock())?,
         Command::Buffer(command) => weir::buffer::run(command)?,
         Command::Runtime(command) => weir::runtime::run(&command)?,

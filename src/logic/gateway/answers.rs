@@ -8,6 +8,7 @@ use super::Gateway;
 use crate::explain::{Change, candidate, levels, no_way, rejected};
 use crate::ids::{Class, Epoch};
 use crate::lanes::{HeldPlace, Place, Step};
+use crate::price::Wait;
 use crate::wire::ANSWER_LEN_MAX;
 
 /// Shortest answer that is of any use: a stream, its lane and a few changes.
@@ -336,7 +337,7 @@ impl Gateway {
             }
             Step::Waits { ahead_bytes } => {
                 let age_us = now_us.saturating_sub(held.born_us);
-                let is_held = held.streams.iter().all(|&stream| self.plan.level(stream, age_us).is_none());
+                let is_held = held.streams.iter().all(|&stream| self.plan.level(stream, Wait::of_age(age_us)).is_none());
                 let is_up = route.usable().any(|uplink| self.uplinks[usize::from(uplink)].is_up());
                 let why = match route.first() {
                     None => no_way(route),
