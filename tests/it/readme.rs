@@ -122,9 +122,35 @@ fn the_line_that_compares_policies_works_and_the_price_comes_out_ahead() {
     assert_eq!(code, Some(0), "{line}: {stderr}");
     let text = std::fs::read_to_string(dir.path().join("sim.json")).expect("it writes its figures");
     let figures: serde_json::Value = serde_json::from_str(&text).expect("they are JSON");
-    let ratio = |at: usize| figures[0]["policies"][at]["value_ratio"].as_f64().expect("a number");
-    assert_eq!(figures[0]["policies"][0]["policy"], "weir", "{stdout}");
-    assert!(ratio(0) <= 1.001 && ratio(0) > ratio(1) && ratio(1) > ratio(2), "{stdout}");
+    let ratio = |policy: &str| figures[0]["policies"][policy]["value_ratio"].as_f64().expect("a number");
+    let (weir, others) = (ratio("weir"), [ratio("static-priority"), ratio("fifo")]);
+    assert!(weir <= 1.001 && weir > others[0] && others[0] > others[1], "{stdout}");
+    let page = std::fs::read_to_string(dir.path().join("sim.html")).expect("it writes its page");
+    assert!(page.contains("<svg") && page.contains("weir sim"), "{page:.300}");
+}
+
+#[test]
+fn the_line_that_runs_a_configuration_of_ones_own_works_and_names_what_is_wrong_with_its_messages() {
+    let dir = tempfile::tempdir().expect("there is room");
+    std::fs::create_dir(dir.path().join("bin")).expect("there is room");
+    symlink(std::fs::canonicalize(crate::tool()).expect("it is built"), dir.path().join("bin/weir")).expect("there is room");
+    std::fs::create_dir(dir.path().join("site")).expect("there is room");
+    let hand = block("cat > site/edge.toml");
+    let config =
+        hand.split("cat > site/edge.toml <<'END'\n").nth(1).and_then(|rest| rest.split("END\n").next()).expect("a file");
+    std::fs::write(dir.path().join("site/edge.toml"), config).expect("there is room");
+    let hex: String = b"{\"temperature\": 21.5}".iter().map(|byte| format!("{byte:02x}")).collect();
+    let night: String =
+        (0..500).map(|at| format!("{}.{:02} plant/hall-3/pump {hex}\n", 1_790_000_000 + at / 10, at % 10 * 10)).collect();
+    std::fs::write(dir.path().join("night.txt"), &night).expect("there is room");
+    let line = block("weir sim --config").lines().next().expect("a line").replace("lte-driving", "lte");
+    let (code, stdout, stderr) = process::run(shell(dir.path(), &line), LIMIT);
+    assert_eq!(code, Some(0), "{line}: {stderr}");
+    let row: Vec<&str> = stdout.lines().find(|line| line.starts_with("pumps")).expect("a row").split_whitespace().collect();
+    assert_eq!(row[..7], ["pumps", "normal", "500", "500", "0", "0", "0"], "{stdout}");
+    std::fs::write(dir.path().join("night.txt"), night + "and so on").expect("there is room");
+    let (code, _, stderr) = process::run(shell(dir.path(), &line), LIMIT);
+    assert!(code == Some(1) && stderr.contains("line 501") && stderr.contains("mosquitto_sub"), "{code:?} {stderr}");
 }
 
 #[test]

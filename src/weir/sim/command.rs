@@ -8,6 +8,7 @@ use anyhow::Context as _;
 
 use super::case::{self, BASELINES, BOUND, Case, WEIR};
 use super::fleet::{self, FleetSpec};
+use super::own;
 use super::report::Report;
 use super::trace::{self, Link};
 use super::workload::Workload;
@@ -49,8 +50,14 @@ pub struct SimArgs {
     /// Fail if Weir is in any case further than this below static-priority or fifo, as a part of the bound
     #[arg(long)]
     pub require_margin: Option<f64>,
+    /// A box's configuration, to be run over the link with the messages of --data: what would it have done?
+    #[arg(long, value_name = "EDGE.TOML", requires = "data", conflicts_with_all = ["load", "workload", "deadlines", "html", "require_mean", "require_worst", "require_margin"])]
+    pub config: Option<PathBuf>,
+    /// Recorded messages, as `mosquitto_sub -t '#' -F '%U %t %x'` writes them
+    #[arg(long, value_name = "FILE", requires = "config")]
+    pub data: Option<PathBuf>,
     /// In place of a link: so many boxes lose their cloud for five minutes, and another time it is overloaded for a minute
-    #[arg(long, value_name = "BOXES", conflicts_with_all = ["link", "all", "load", "workload", "deadlines"])]
+    #[arg(long, value_name = "BOXES", conflicts_with_all = ["link", "all", "load", "workload", "deadlines", "config"])]
     pub fleet: Option<usize>,
 }
 
@@ -61,6 +68,10 @@ pub struct SimArgs {
 pub fn run(args: &SimArgs) -> anyhow::Result<ExitCode> {
     if let Some(boxes) = args.fleet {
         run_fleet(boxes, args.seed, args.json.as_deref())?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    if let (Some(config), Some(data)) = (&args.config, &args.data) {
+        run_own(args, config, data)?;
         return Ok(ExitCode::SUCCESS);
     }
     let mut out = io::stdout().lock();
@@ -78,6 +89,23 @@ pub fn run(args: &SimArgs) -> anyhow::Result<ExitCode> {
         writeln!(out, "NOT MET: {line}")?;
     }
     Ok(if unmet.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// A configuration and messages of one's own over each link.
+fn run_own(args: &SimArgs, config: &Path, data: &Path) -> anyhow::Result<()> {
+    let messages = own::messages(data)?;
+    let mut outcomes = Vec::new();
+    for profile in links(args)? {
+        let (policy, models) = own::configuration(config)?;
+        let outcome = own::run(profile, &policy, models, &messages, args.seed)?;
+        own::print(&outcome, &mut io::stdout().lock())?;
+        outcomes.push(outcome);
+    }
+    if let Some(path) = &args.json {
+        let text = serde_json::to_string_pretty(&outcomes)?;
+        std::fs::write(path, text + "\n").with_context(|| format!("cannot write {}", path.display()))?;
+    }
+    Ok(())
 }
 
 fn run_fleet(boxes: usize, seed: u64, json: Option<&Path>) -> anyhow::Result<()> {

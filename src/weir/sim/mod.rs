@@ -15,6 +15,7 @@ pub mod command;
 pub mod fleet;
 pub mod gateway;
 mod machine;
+pub mod own;
 mod random;
 pub mod report;
 mod site;

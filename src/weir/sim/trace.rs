@@ -23,6 +23,8 @@ use crate::link::{
 const RUN_S_MIN: u64 = 600;
 /// Longest run. Source: an hour; records are held in memory.
 pub const RUN_S_MAX: u64 = 3_600;
+/// Longest run of messages that somebody recorded: a week.
+pub const DATA_S_MAX: u64 = 7 * 86_400;
 /// Files looked at in one folder.
 const FILES_MAX: usize = 1_000;
 
@@ -49,7 +51,15 @@ impl Link {
         let recorded_s =
             profile.up.recorded.as_ref().and_then(|curve| curve.period_us()).map_or(0, |us| us.div_ceil(1_000_000));
         let wanted_s = run.map_or(recorded_s.max(RUN_S_MIN), |run| run.as_micros().div_ceil(1_000_000));
-        let run_s = wanted_s.clamp(1, RUN_S_MAX);
+        Self::of_seconds(profile, wanted_s.clamp(1, RUN_S_MAX), seed)
+    }
+
+    /// The uplink of `profile` for just as long, up to [`DATA_S_MAX`]; a recording is repeated.
+    pub fn for_length(profile: LinkProfile, run: Duration, seed: u64) -> Self {
+        Self::of_seconds(profile, run.as_micros().div_ceil(1_000_000).clamp(1, DATA_S_MAX), seed)
+    }
+
+    fn of_seconds(profile: LinkProfile, run_s: u64, seed: u64) -> Self {
         let steps = LinkModel::new(&profile, Direction::Up, seed).rate_steps(run_s * 1_000_000);
         Self {
             name: profile.name.clone(),
