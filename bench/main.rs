@@ -1,4 +1,4 @@
-//! `weir-bench`: measurements on one machine, of the whole path with real sockets, disk and database, and of the graph.
+//! `weir-bench`: measurements on one machine, of the whole path with real sockets, disk and database, of the graph, and of the plan.
 //!
 //! Gateway and cloud are the real binaries in processes of their own, so that CPU time and memory are theirs alone.
 #![expect(clippy::print_stdout, reason = "a benchmark speaks to its user")]
@@ -6,6 +6,7 @@
 mod graph;
 mod outage;
 mod path;
+mod plan;
 mod process;
 mod publisher;
 mod site;
@@ -31,6 +32,8 @@ enum Command {
     Size(size::Args),
     /// The health graph at fleet size: memory for each box, merges a second, common causes.
     Graph(graph::Args),
+    /// The plan of a large box: making it, and asking it about a record.
+    Plan(plan::Args),
 }
 
 fn main() -> anyhow::Result<()> {
@@ -39,5 +42,6 @@ fn main() -> anyhow::Result<()> {
         Command::Outage(args) => outage::run(&args),
         Command::Size(args) => size::run(&args),
         Command::Graph(args) => graph::run(&args),
+        Command::Plan(args) => plan::run(&args),
     }
 }

@@ -4,6 +4,7 @@
 //! nobody is advised.
 
 use std::collections::BTreeMap;
+use std::str::FromStr;
 use std::sync::Arc;
 
 use prost::Message as _;
@@ -11,15 +12,43 @@ use weir_logic::graph::{
     Advice, CauseLimits, Causes, EdgeIndex, EdgeState, Estimate, Federation, FederationLimits, MergeError, Merged, NeedFull,
     NodeKind, Owner, Peer, Publisher, PublisherLimits, Quantity, Snapshot, Subgraph, SubgraphError, TalkerLimits, Talkers,
 };
+use weir_logic::load::Load;
 use weir_logic::wire::{AdviceBytes, Body};
 
-use crate::load::Load;
 use crate::status::{CauseStatus, GraphStatus};
 
 /// Advice that stays the same is repeated so often, so that it does not fade.
 const ADVICE_REPEAT_US: u64 = 20_000_000;
 /// Gateways whose parts are shown at once: the JSON of so many has about 30 MB and takes a tenth of a second to write.
 const SHOWN_OWNERS_MAX: usize = 5_000;
+
+/// Which parts of the graph somebody wants to see.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Shown {
+    /// Only this gateway's part, and the machines of the cloud.
+    gateway: Option<String>,
+    /// No more owners than these, in the order of their names.
+    limit: Option<usize>,
+}
+
+impl FromStr for Shown {
+    type Err = String;
+
+    fn from_str(query: &str) -> Result<Shown, String> {
+        let mut shown = Shown::default();
+        for pair in query.split('&').filter(|pair| !pair.is_empty()) {
+            match pair.split_once('=') {
+                Some(("gateway", name)) => shown.gateway = Some(name.to_owned()),
+                Some(("limit", limit)) => match limit.parse() {
+                    Ok(limit @ 1..=SHOWN_OWNERS_MAX) => shown.limit = Some(limit),
+                    _ => return Err(format!("limit is a number from 1 to {SHOWN_OWNERS_MAX}")),
+                },
+                _ => return Err(format!("cannot read `{}`: write gateway=NAME or limit=COUNT", pair.escape_debug())),
+            }
+        }
+        Ok(shown)
+    }
+}
 
 /// All parts of the graph.
 #[derive(Debug)]
@@ -146,14 +175,26 @@ impl GlobalGraph {
         Some(Body::Advice(AdviceBytes { advice: bytes.into() }))
     }
 
-    /// A snapshot of all of it.
-    pub(crate) fn json(&self, now_us: u64) -> Result<String, String> {
+    /// A snapshot of all of it, or of what is to be shown.
+    pub(crate) fn json(&self, now_us: u64, shown: &Shown) -> Result<String, String> {
         let owners = self.federation.len();
-        if owners > SHOWN_OWNERS_MAX {
-            return Err(format!("the graph has {owners} owners, more than the {SHOWN_OWNERS_MAX} that are shown at once"));
+        if owners > SHOWN_OWNERS_MAX && *shown == Shown::default() {
+            return Err(format!(
+                "the graph has {owners} owners, more than the {SHOWN_OWNERS_MAX} that are shown at once: ask for one box, with \
+                 --gateway or `/graph.json?gateway=NAME`, or for some, with `?limit=COUNT`"
+            ));
         }
+        let owner = shown.gateway.as_deref().map(Owner::gateway).transpose().map_err(|err| err.to_string())?;
+        if let Some(owner) = &owner
+            && self.federation.part(owner).is_none()
+        {
+            return Err(format!("nothing is known of the gateway `{}`", owner.name()));
+        }
+        let is_shown = |of: &Owner| owner.as_ref().is_none_or(|owner| owner == of || !of.is_gateway());
+        let parts = self.federation.parts().filter(|part| is_shown(part.owner()));
+        let parts = parts.take(shown.limit.unwrap_or(SHOWN_OWNERS_MAX));
         let talks = self.talkers.recent().cloned().collect();
-        Ok(Snapshot::of_federation(now_us, &self.federation, &self.causes, talks).to_json())
+        Ok(Snapshot::of_parts(now_us, parts, &self.causes, talks).to_json())
     }
 
     pub(crate) fn status(&self) -> GraphStatus {
@@ -246,6 +287,37 @@ mod tests {
             }
         }
         assert_eq!(heard.about(400 * SECOND_US, &carrier), None, "all is well");
+    }
+
+    #[test]
+    fn a_fleet_too_large_to_be_shown_at_once_is_shown_in_part() {
+        let mut graph = GlobalGraph::new("cloud-1", 7).expect("a name");
+        let calm = Load { queue_percent: 0, overloaded: false, stalled: false, commit_us: None };
+        for at in 0..=SHOWN_OWNERS_MAX {
+            publish(&mut graph, SECOND_US, &format!("box-{at}"), UplinkState::Green);
+        }
+        graph.tick(2 * SECOND_US, calm);
+        let json = |query: &str| graph.json(2 * SECOND_US, &query.parse()?);
+        let refused = json("").expect_err("too many");
+        assert!(refused.contains("5002 owners") && refused.contains("gateway=NAME"), "{refused}");
+        let nodes = |query: &str| {
+            let snapshot = Snapshot::from_json(&json(query).expect("an answer")).expect("JSON");
+            snapshot.nodes.iter().map(ToString::to_string).collect::<Vec<_>>()
+        };
+        let one = nodes("gateway=box-77");
+        assert!(one.contains(&"gateway/box-77".to_owned()) && one.contains(&"sink/sqlite".to_owned()), "{one:?}");
+        assert_eq!(one.iter().filter(|node| node.starts_with("gateway/")).count(), 1);
+        assert_eq!(
+            nodes("limit=10").iter().filter(|node| node.starts_with("gateway/") || node.starts_with("sink/")).count(),
+            10
+        );
+        for (query, words) in [
+            ("gateway=nobody", "nothing is known of the gateway `nobody`"),
+            ("limit=0", "from 1 to 5000"),
+            ("gateways=1", "cannot read `gateways=1`"),
+        ] {
+            assert!(json(query).is_err_and(|error| error.contains(words)), "{query}");
+        }
     }
 
     #[test]

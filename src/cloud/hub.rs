@@ -20,26 +20,32 @@ use weir_host::notify::Notify;
 use weir_host::shutdown::Shutdown;
 use weir_logic::block::BlockHeader;
 use weir_logic::ids::{Class, Epoch, PerClass};
+use weir_logic::load::{Load, LoadTold, credits, is_overloaded};
 use weir_logic::receive::{Alert, CloseCode, Counters, Input, Known, Now, Output, Receiver, SessionId};
-use weir_logic::wire::{Body, Hello, LaneStream};
+use weir_logic::wire::{AskedQuestion, Body, Hello, LaneStream};
 
-use crate::graph::GlobalGraph;
-use crate::load::{Load, LoadTold};
+use crate::graph::{GlobalGraph, Shown};
 use crate::metrics::Metrics;
+use crate::questions::Questions;
 use crate::session::Transport;
 use crate::sink::{Job, Sink, SinkEvent, Work};
 use crate::status::{AlertStatus, GatewayStatus, LaneStatus, SessionStatus, SinkStatus, Status};
 
 /// Alerts shown in the status.
 const ALERTS_SHOWN_MAX: usize = 100;
-/// Queue fill at which all but critical data lose their credits, and at which they get them back.
-const OVERLOAD_PERCENT: (u64, u64) = (75, 25);
 
 /// What connections tell the hub.
 #[derive(Debug)]
 pub(crate) enum ToHub {
-    /// Somebody wants the global graph, as JSON.
+    /// Somebody wants the global graph, or a part of it, as JSON.
     GraphAsked {
+        shown: Shown,
+        answer_tx: oneshot::Sender<Result<String, String>>,
+    },
+    /// Somebody asks a gateway why.
+    Asked {
+        gateway: Arc<str>,
+        question: String,
         answer_tx: oneshot::Sender<Result<String, String>>,
     },
     Hello {
@@ -103,6 +109,7 @@ pub(crate) struct Hub {
     commits_seen: (u64, u64),
     graph: GlobalGraph,
     load_told: LoadTold,
+    questions: Questions,
 }
 
 struct Gateway {
@@ -115,6 +122,9 @@ struct Session {
     peer: Peer,
     /// The Hello, and the epochs asked for, until the sink has answered.
     opening: Option<(Hello, Vec<Epoch>)>,
+    /// Whether it answers questions, and the version of its software.
+    answers: bool,
+    software: String,
 }
 
 impl Hub {
@@ -135,6 +145,7 @@ impl Hub {
             commits_seen: (0, 0),
             graph,
             load_told: LoadTold::default(),
+            questions: Questions::default(),
         }
     }
 
@@ -173,13 +184,16 @@ impl Hub {
         match message {
             ToHub::Hello { session, hello, peer } => {
                 self.gateways.entry(peer.gateway.clone()).or_insert_with(|| Gateway::new(self.credits));
-                self.sessions.insert(session, Session { peer, opening: None });
+                let (answers, software) = (hello.answers, hello.software.clone());
+                self.sessions.insert(session, Session { peer, opening: None, answers, software });
                 self.load(session, hello, Vec::new());
             }
-            ToHub::GraphAsked { answer_tx } => {
+            ToHub::GraphAsked { shown, answer_tx } => {
                 // Who has not waited does not want to know.
-                let _ = answer_tx.send(self.graph.json(self.now().mono_us));
+                let _ = answer_tx.send(self.graph.json(self.now().mono_us, &shown));
             }
+            ToHub::Asked { gateway, question, answer_tx } => self.asked(&gateway, question, answer_tx),
+            ToHub::Control { session, body: Body::Answer(answer) } => self.questions.answered(session, answer),
             ToHub::Control { session, body: Body::Digest(digest) } => self.digest(session, &digest.digest),
             ToHub::Control { session, body } => {
                 if let Some(gateway) = self.sessions.get(&session).map(|session| session.peer.gateway.clone()) {
@@ -193,9 +207,36 @@ impl Hub {
             }
             ToHub::Closed { session, gateway } => {
                 self.sessions.remove(&session);
+                self.questions.session_ended(session);
                 self.feed(&gateway, Input::Closed { session }, None);
             }
         }
+    }
+
+    /// Asks a gateway over its newest session.
+    fn asked(&mut self, gateway: &Arc<str>, question: String, answer_tx: oneshot::Sender<Result<String, String>>) {
+        let mut greeted = self.sessions.iter().rev().filter(|(_, session)| session.opening.is_none());
+        let found = greeted.find(|(_, session)| session.peer.gateway == *gateway);
+        let metrics = &self.links.metrics;
+        let refusal = match found {
+            None => "it is not connected".to_owned(),
+            Some((_, session)) if !session.answers => {
+                format!("its software, version {}, does not answer questions yet: upgrade weir-edge there", session.software)
+            }
+            Some((&id, _)) => match self.questions.add(id, gateway, answer_tx) {
+                Ok(number) => {
+                    metrics.questions_asked.fetch_add(1, Relaxed);
+                    return self.say(id, Body::Question(AskedQuestion { id: number, text: question }));
+                }
+                Err(answer_tx) => {
+                    metrics.questions_refused.fetch_add(1, Relaxed);
+                    let _ = answer_tx.send(Err("too many questions wait for their answers: ask again".to_owned()));
+                    return;
+                }
+            },
+        };
+        // Who has not waited does not want to know.
+        let _ = answer_tx.send(Err(refusal));
     }
 
     /// A gateway's part of the health graph, or what has changed in it.
@@ -216,7 +257,7 @@ impl Hub {
         let load = Load { queue_percent: self.links.sink.fill_percent(), overloaded, stalled, commit_us };
         self.graph.tick(now_us, load);
         if let Some(news) = self.load_told.news(now_us, load) {
-            // A box that has not been greeted yet hears of it with the next repetition.
+            // A box that has not been greeted yet is told when it is.
             let greeted = self.sessions.iter().filter(|(_, session)| session.opening.is_none());
             let ids: Vec<SessionId> = greeted.map(|(&id, _)| id).collect();
             ids.into_iter().for_each(|id| self.say(id, news.clone()));
@@ -258,6 +299,9 @@ impl Hub {
             return self.load(id, hello, asked);
         }
         self.feed(&gateway, Input::Hello { session: id, hello, known }, None);
+        if let Some(load) = self.load_told.present() {
+            self.say(id, load);
+        }
         if let Some(session) = self.sessions.get(&id) {
             session.peer.ready_tx.send_replace(true);
         }
@@ -341,6 +385,7 @@ impl Hub {
     /// The connection's own task reports the end of it.
     fn close(&mut self, id: SessionId, code: CloseCode, reason: &str) {
         if let Some(session) = self.sessions.remove(&id) {
+            self.questions.session_ended(id);
             tracing::warn!(gateway = %session.peer.gateway, session = id.0, reason, "session closed");
             session.peer.transport.close(code, reason);
         }
@@ -392,6 +437,7 @@ impl Hub {
 
     fn tick(&mut self) {
         self.feed_all(&Input::Tick);
+        self.links.metrics.questions_unanswered.fetch_add(self.questions.expire(Instant::now()), Relaxed);
         self.advise();
         self.retire();
         self.publish();
@@ -468,35 +514,5 @@ impl Gateway {
             lanes: Class::ALL.map(lane).to_vec(),
             missing: self.receiver.missing(),
         }
-    }
-}
-
-fn is_overloaded(was: bool, fill_percent: u64) -> bool {
-    if was { fill_percent > OVERLOAD_PERCENT.1 } else { fill_percent >= OVERLOAD_PERCENT.0 }
-}
-
-fn credits(bytes: u64, stalled: bool, overloaded: bool) -> PerClass<u64> {
-    Class::ALL.map(|class| if stalled || (overloaded && class != Class::Critical) { 0 } else { bytes })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn critical_data_keep_their_credits_while_the_queue_is_nearly_full() {
-        assert_eq!(credits(9, false, false), [9; 4]);
-        assert_eq!(credits(9, false, true), [9, 0, 0, 0]);
-        assert_eq!(credits(9, true, true), [0; 4]);
-    }
-
-    #[test]
-    fn overload_ends_far_below_where_it_began() {
-        let mut overloaded = false;
-        let seen = [0, 74, 75, 74, 26, 25, 74, 100].map(|fill| {
-            overloaded = is_overloaded(overloaded, fill);
-            overloaded
-        });
-        assert_eq!(seen, [false, false, true, true, true, false, false, true]);
     }
 }

@@ -10,6 +10,7 @@
 //! [`Cloud::open`] binds nothing: the caller brings the [`Sockets`], so that tests start the real thing on port 0.
 //! What to store and what to acknowledge is decided by [`weir_logic::receive`], which knows no sockets.
 
+pub mod asked;
 pub mod config;
 pub mod enrol;
 pub mod metrics;
@@ -19,7 +20,7 @@ pub mod status;
 
 mod graph;
 mod hub;
-mod load;
+mod questions;
 mod session;
 
 use std::io;
@@ -32,7 +33,7 @@ use std::time::Duration;
 use quinn::{Endpoint, VarInt};
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
-use weir_host::admin::{Admin, AdminError, AdminSockets, Answer, JsonPage, Pages};
+use weir_host::admin::{Admin, AdminError, AdminSockets, Answer, JsonPage, NamedPage, Pages};
 use weir_host::notify::Notify;
 use weir_host::quic::{self, QuicError, Transport};
 use weir_host::shutdown::{self, Shutdown};
@@ -40,9 +41,10 @@ use weir_host::tls::{self, ClientCerts, Credentials, IdentityError, Role, TlsErr
 use weir_logic::receive::CloseCode;
 use weir_logic::wire::ALPN;
 
+use crate::asked::Asker;
 use crate::config::Config;
 use crate::enrol::{EnrolError, Enrolled};
-use crate::graph::GlobalGraph;
+use crate::graph::{GlobalGraph, Shown};
 use crate::hub::{Hub, Links, ToHub};
 use crate::metrics::Metrics;
 use crate::schema::OpenError;
@@ -176,12 +178,17 @@ impl Cloud {
         let (sink, sink_thread) = Sink::start(&config.layout(), pace, queue_bytes, metrics.clone(), events_tx)?;
         let (status_tx, status_rx) = watch::channel(Arc::new(Status::default()));
         let (hub_tx, inbox_rx) = mpsc::channel(HUB_QUEUE_LEN);
-        let admin = Admin::start(sockets.admin, pages(metrics.clone(), &status_rx, hub_tx.downgrade()))?;
+        let (enrolled_tx, enrolled_rx) = watch::channel(enrolled);
+        let asker = Asker {
+            hub_tx: hub_tx.downgrade(),
+            enrolled_rx: enrolled_rx.clone(),
+            database: config.store.path.as_path().into(),
+        };
+        let admin = Admin::start(sockets.admin, pages(metrics.clone(), &status_rx, asker))?;
         let notify = Arc::new(sockets.notify);
         let links =
             Links { inbox_rx, sink_rx, sink: sink.clone(), status_tx, metrics: metrics.clone(), notify: notify.clone() };
         let hub = Hub::new(links, graph, config.limits.credit_bytes.get(), config.limits.gateways_cached);
-        let (enrolled_tx, enrolled_rx) = watch::channel(enrolled);
         let writers = mpsc::channel(1);
         let connection_bytes = config.limits.connection_bytes.get();
         let context = Arc::new(Context {
@@ -283,14 +290,16 @@ fn listener(socket: TcpListener) -> Result<tokio::net::TcpListener, RunError> {
     tokio::net::TcpListener::from_std(socket).map_err(error)
 }
 
-fn pages(metrics: Arc<Metrics>, status_rx: &watch::Receiver<Arc<Status>>, hub_tx: mpsc::WeakSender<ToHub>) -> Pages {
-    let graph = move |_: &str| -> Answer {
-        let hub_tx = hub_tx.clone();
+fn pages(metrics: Arc<Metrics>, status_rx: &watch::Receiver<Arc<Status>>, asker: Asker) -> Pages {
+    let hub_tx = asker.hub_tx.clone();
+    let graph = move |query: &str| -> Answer {
+        let (hub_tx, shown) = (hub_tx.clone(), query.parse::<Shown>());
         Box::pin(async move {
+            let shown = shown?;
             let (answer_tx, answer_rx) = oneshot::channel();
             let stopping = || "the cloud is stopping".to_owned();
             let hub_tx = hub_tx.upgrade().ok_or_else(stopping)?;
-            hub_tx.send(ToHub::GraphAsked { answer_tx }).await.map_err(|_| stopping())?;
+            hub_tx.send(ToHub::GraphAsked { shown, answer_tx }).await.map_err(|_| stopping())?;
             answer_rx.await.map_err(|_| stopping())?
         })
     };
@@ -301,6 +310,11 @@ fn pages(metrics: Arc<Metrics>, status_rx: &watch::Receiver<Arc<Status>>, hub_tx
         status_json: Box::new(move || for_status.borrow().json()),
         page_html: include_str!("page.html"),
         json: vec![JsonPage { path: "/graph.json", answer: Box::new(graph) }],
+        named: vec![NamedPage {
+            prefix: "/gateways/",
+            suffix: "/explain.json",
+            answer: Box::new(move |asked| asker.ask(asked.name, asked.query)),
+        }],
     }
 }
 

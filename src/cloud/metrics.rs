@@ -20,6 +20,9 @@ pub struct Metrics {
     pub(crate) connections_unpaired: AtomicU64,
     pub(crate) handshakes_failed: AtomicU64,
     pub(crate) enrolment_failures: AtomicU64,
+    pub(crate) questions_asked: AtomicU64,
+    pub(crate) questions_refused: AtomicU64,
+    pub(crate) questions_unanswered: AtomicU64,
     pub(crate) sink_transactions: AtomicU64,
     pub(crate) sink_rows: AtomicU64,
     pub(crate) sink_rows_refused: AtomicU64,
@@ -82,6 +85,13 @@ impl Metrics {
             "Connections refused or closed for what they are or said.",
             refused.map(|(reason, count)| ([("reason", reason)], count.load(Relaxed))),
         );
+        for (name, help, value) in [
+            ("weir_ingest_questions_total", "Questions asked of gateways.", &self.questions_asked),
+            ("weir_ingest_questions_refused_total", "Questions refused because too many waited.", &self.questions_refused),
+            ("weir_ingest_questions_unanswered_total", "Questions without an answer in time.", &self.questions_unanswered),
+        ] {
+            text.counter(name, help, value.load(Relaxed));
+        }
         let failures = self.enrolment_failures.load(Relaxed);
         text.counter("weir_ingest_enrolment_failures_total", "Times the enrolment file could not be used.", failures);
     }

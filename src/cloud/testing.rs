@@ -94,6 +94,8 @@ pub(crate) struct Gateway {
     control_recv: RecvStream,
     buffer: BytesMut,
     lane: Option<SendStream>,
+    /// False for one of an earlier version, which answers no questions.
+    pub(crate) answers: bool,
     _endpoint: Endpoint,
 }
 
@@ -103,7 +105,15 @@ impl Gateway {
         let endpoint = client_endpoint(bind(SocketAddr::from(([127, 0, 0, 1], 0)), None).unwrap()).unwrap();
         let connection = endpoint.connect_with(pki.client(uri), to, "localhost").unwrap().await?;
         let (control, control_recv) = connection.open_bi().await?;
-        Ok(Gateway { connection, control, control_recv, buffer: BytesMut::new(), lane: None, _endpoint: endpoint })
+        Ok(Gateway {
+            connection,
+            control,
+            control_recv,
+            buffer: BytesMut::new(),
+            lane: None,
+            answers: true,
+            _endpoint: endpoint,
+        })
     }
 
     pub(crate) async fn say(&mut self, body: Body) {
@@ -128,7 +138,8 @@ impl Gateway {
     /// Says Hello and returns the Welcome.
     pub(crate) async fn hello(&mut self, epoch: u64, held: &[u64]) -> Result<Welcome, String> {
         let (held_epochs, software) = (held.to_vec(), "test".to_owned());
-        self.say(Body::Hello(Hello { protocol: PROTOCOL_VERSION, epoch, held_epochs, software, service_us: 0 })).await;
+        let hello = Hello { protocol: PROTOCOL_VERSION, epoch, held_epochs, software, service_us: 0, answers: self.answers };
+        self.say(Body::Hello(hello)).await;
         loop {
             if let Body::Welcome(welcome) = self.hear().await? {
                 return Ok(welcome);

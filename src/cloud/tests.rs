@@ -1,4 +1,6 @@
+mod asked;
 mod graph;
+mod load;
 
 use std::path::Path;
 use std::time::Instant;

@@ -408,6 +408,7 @@ fn pages(status_rx: watch::Receiver<Status>, messages_tx: &mpsc::Sender<shell::M
             JsonPage { path: "/explain.json", answer: Box::new(explain) },
             JsonPage { path: "/graph.json", answer: Box::new(graph) },
         ],
+        named: Vec::new(),
     }
 }
 

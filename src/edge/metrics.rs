@@ -171,7 +171,7 @@ fn uplinks(status: &Status, out: &mut MetricsText) {
     for Each(name, help, value) in gauges {
         out.gauges(name, help, status.uplinks.iter().map(|uplink| ([("uplink", uplink.name.as_str())], value(uplink))));
     }
-    let counters: [Each<UplinkStatus, u64>; 7] = [
+    let counters: [Each<UplinkStatus, u64>; 9] = [
         Each("weir_uplink_paced_total", "Times that the month's pace closed it to all but critical.", |u| u.paced),
         Each("weir_uplink_probes_total", "Looks at a cold uplink.", |u| u.probes),
         Each("weir_uplink_probe_bytes_total", "What looking at a cold uplink cost.", |u| u.probe_bytes),
@@ -179,6 +179,8 @@ fn uplinks(status: &Status, out: &mut MetricsText) {
         Each("weir_uplink_sessions_total", "Sessions that came up.", |u| u.ups),
         Each("weir_uplink_downs_total", "Sessions that went down.", |u| u.downs),
         Each("weir_uplink_unknown_messages_total", "Messages of a kind this version does not know.", |u| u.unknown_messages),
+        Each("weir_uplink_questions_total", "Questions from the cloud.", |u| u.questions),
+        Each("weir_uplink_questions_refused_total", "Questions that were too long or too many.", |u| u.questions_refused),
     ];
     for Each(name, help, value) in counters {
         out.counters(name, help, status.uplinks.iter().map(|uplink| ([("uplink", uplink.name.as_str())], value(uplink))));

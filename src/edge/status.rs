@@ -281,6 +281,10 @@ pub struct UplinkStatus {
     pub downs: u64,
     /// Messages from the cloud of a kind that this version does not know.
     pub unknown_messages: u64,
+    /// Questions from the cloud that were answered, and those refused as too long or too many.
+    pub questions: u64,
+    /// See `questions`.
+    pub questions_refused: u64,
 }
 
 /// One model.
@@ -552,6 +556,8 @@ fn uplink(now_us: u64, gateway: &Gateway, index: usize, base: &UplinkStatus, pat
         ups: counters.ups,
         downs: counters.downs,
         unknown_messages: counters.unknown_messages,
+        questions: counters.questions,
+        questions_refused: counters.questions_refused,
     }
 }
 

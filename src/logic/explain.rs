@@ -100,8 +100,16 @@ pub fn route_change(now_us: u64, policy: &Policy, plan: &Plan, class: Class, bef
         subject: format!("lane {}", class.name()),
         old: before.map(|before| name(before.first())).unwrap_or_default(),
         new: name(route.first()),
-        reason: chosen.map_or_else(|| "no uplink may carry it".to_owned(), |chosen| candidate(policy, chosen)),
+        reason: chosen.map_or_else(|| no_way(route), |chosen| candidate(policy, chosen)),
         rejected: rejected(policy, route),
+    }
+}
+
+/// Why a lane has no uplink, in words.
+pub fn no_way(route: &LaneRoute) -> String {
+    match route.held() {
+        Some(load) => format!("held on the box, because the cloud is {}", load.name()),
+        None => "no uplink may carry it".to_owned(),
     }
 }
 

@@ -16,6 +16,7 @@ use crate::policy::Policy;
 use crate::store::StoreError;
 use crate::thin::Thinner;
 use crate::uplink::{Session, SessionOutput};
+use crate::wire::LoadLevel;
 
 pub use answers::{
     Explanation, LaneExplanation, PriceExplanation, Question, QuestionError, RecordExplanation, RecordId, StreamExplanation,
@@ -93,7 +94,7 @@ impl Gateway {
             UplinkHealth::new(now_us, UplinkLimits { nominal_bps, metered, breaker, seed: seed(uplink) }, None)
         });
         let health: Vec<UplinkHealth> = health.collect();
-        let ways = ways::ways(now_us, &policy, start.budgets);
+        let ways = ways::ways(now_us, &policy, start.budgets, start.seed);
         let mut gateway = Gateway {
             safe: lanes.safe(),
             control: Control::new(now_us, &policy),
@@ -252,8 +253,14 @@ impl Gateway {
                 SessionOutput::Greeted { last_stamp, node } => self.greeted(index, last_stamp, &node),
                 SessionOutput::NeedFull => self.need_full(index),
                 SessionOutput::Advice(advice) => self.advised(now_us, &advice),
-                SessionOutput::Load(load) => self.outputs.push_back(Output::Event(Event::CloudLoad { uplink, load })),
+                SessionOutput::Load(load) => {
+                    self.control.at_once |= self.ways[index].pressure.tell(now_us, load.level());
+                    self.outputs.push_back(Output::Event(Event::CloudLoad { uplink, load }));
+                }
+                SessionOutput::Asked { id, text } => self.answer(now_us, index, id, &text),
                 SessionOutput::Up => {
+                    // A busy cloud says so right after this.
+                    self.ways[index].pressure.tell(now_us, LoadLevel::Idle);
                     self.lanes.set_uplink_up(now_us, true);
                     self.control.at_once = true;
                     self.outputs.push_back(Output::Event(Event::UplinkUp { uplink }));
@@ -279,6 +286,11 @@ impl Gateway {
     /// By uplink: the bytes per class that it may have under way, if it is up.
     fn credits(&self, now_us: u64) -> Vec<Option<PerClass<u64>>> {
         self.uplinks.iter().map(|session| session.is_up().then(|| session.credits(now_us))).collect()
+    }
+
+    /// True if an uplink is what holds back, rather than the cloud or nothing.
+    fn is_waiting(&self, now_us: u64) -> bool {
+        self.lanes.is_waiting(&self.credits(now_us), &self.plan)
     }
 
     /// Hands over what the uplinks can take.

@@ -8,9 +8,11 @@ use std::fmt;
 use std::sync::Arc;
 
 use crate::ids::{Class, PerClass};
-use crate::policy::{Policy, StreamFidelity};
+use crate::policy::{Policy, StreamFidelity, StreamPolicy};
+use crate::pressure;
 use crate::price::{Explanation, Level, Prices, StreamValue, Wait};
 use crate::route::{LaneRoute, UplinkView, route};
+use crate::wire::LoadLevel;
 
 /// The present decisions.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -27,6 +29,8 @@ pub struct Plan {
     pub critical_copies: u8,
     /// Price of a byte of uplink, by which records are sent more coarsely or held; of those that have time.
     pub lambda: f64,
+    /// For each lane, how many steps below what its records are worth they are sent, because the cloud is busy.
+    pub steps: PerClass<usize>,
     /// The same by the time that is left to a record.
     pub prices: Prices,
     /// What records are worth, by stream; `None` for streams that are sent as they are stored, at any price.
@@ -49,17 +53,21 @@ pub struct View<'a> {
 impl Plan {
     /// True if both plans do the same, whatever numbers made them.
     fn does_the_same(&self, other: &Plan) -> bool {
-        let is_priced_alike = self.lambda == other.lambda && self.values == other.values;
+        let is_priced_alike = self.lambda == other.lambda && self.steps == other.steps && self.values == other.values;
         let is_sent_alike = self.uplinks == other.uplinks && self.critical_copies == other.critical_copies;
         self.streams == other.streams && is_sent_alike && is_priced_alike
     }
 
     /// How finely a record of this age is sent now; `None` if it is held while anything else waits.
     pub fn level(&self, stream: u16, wait: Wait) -> Option<Level> {
-        match self.values.get(usize::from(stream)) {
-            Some(Some(value)) => value.level_at(wait, &self.prices),
-            _ => Some(Level::Raw),
-        }
+        let Some(Some(value)) = self.values.get(usize::from(stream)) else { return Some(Level::Raw) };
+        let lane = self.streams.get(usize::from(stream)).map_or(Class::Critical, |stream| stream.lane);
+        level(value, wait, &self.prices, self.steps[lane.index()])
+    }
+
+    /// True if records of a lane may be sent otherwise than as they are stored.
+    pub fn folds(&self, lane: Class) -> bool {
+        !self.prices.is_free() || self.steps[lane.index()] > 0
     }
 
     /// Worth of a block for each of its bytes, by the time that is left to it: what is sent first if streams have values.
@@ -71,7 +79,8 @@ impl Plan {
         let (mut worth, mut bytes) = (0.0, 0.0);
         for (stream, raw) in parts {
             let value = stream.and_then(|stream| self.values.get(usize::from(stream)).copied().flatten());
-            let level = value.map_or(Some(Level::Raw), |value| value.level_at(wait, &self.prices));
+            let steps = self.steps[lane.index()];
+            let level = value.map_or(Some(Level::Raw), |value| level(&value, wait, &self.prices, steps));
             let value = value.unwrap_or(usual);
             let Some(level) = level else { continue };
             let left_s = value.left_us(wait).map_or(LEFT_S_MAX, |left_us| left_us as f64 / 1e6);
@@ -139,6 +148,18 @@ pub enum Reason {
         /// Bytes that the uplinks are forecast to carry over it.
         forecast_bytes: u64,
     },
+    /// The cloud is busy: it is sent more coarsely than it is worth.
+    CloudBusy {
+        /// How busy.
+        load: LoadLevel,
+        /// How many steps of its ladder.
+        steps: usize,
+    },
+    /// The cloud is too busy for its class: it waits on the box.
+    CloudHolds {
+        /// How busy.
+        load: LoadLevel,
+    },
 }
 
 impl fmt::Display for Reason {
@@ -150,6 +171,10 @@ impl fmt::Display for Reason {
                 "{wanted_bytes} bytes want to be sent and {forecast_bytes} are forecast to be carried: at {lambda:.3e} a byte, raw \
                  ones worth {weight:.3e} do not pay"
             ),
+            Reason::CloudBusy { load, steps } => {
+                write!(f, "the cloud is {}: it is sent up to {steps} steps more coarsely than it is worth", load.name())
+            }
+            Reason::CloudHolds { load } => write!(f, "the cloud is {}: its class waits on the box", load.name()),
             Reason::NoModel { asked } => {
                 write!(f, "policy asks for {}, but the stream's model is not loaded: kept raw", asked.name())
             }
@@ -179,56 +204,78 @@ const LEFT_S_MAX: f64 = 86_400.0;
 
 /// Decides for every stream and lane; `last` is the plan it replaces.
 pub fn plan(policy: &Policy, view: &View<'_>, last: Option<&Plan>) -> Plan {
-    let price = view.price;
-    let streams = policy
-        .streams
-        .iter()
-        .map(|stream| {
-            let asked = stream.fidelity;
-            let placement = if stream.model.is_some() { Placement::Local } else { Placement::None };
-            let (fidelity, reason) = match (asked, placement) {
-                (StreamFidelity::Verdict, Placement::None) => (StreamFidelity::Raw, Reason::NoModel { asked }),
-                _ => (asked, Reason::Policy { asked }),
-            };
-            let level = match stream.value {
-                Some(value) => value.level_at(Wait::of_age(0), &price.prices),
-                None => Some(Level::Raw),
-            };
-            let reason = match stream.value {
-                Some(value) if level != Some(Level::Raw) => Reason::Price {
-                    lambda: price.prices.at(value.lateness.left_us(0)),
-                    weight: value.weight,
-                    wanted_bytes: price.wanted_bytes as u64,
-                    forecast_bytes: price.forecast_bytes as u64,
-                },
-                _ => reason,
-            };
-            StreamPlan { fidelity, level, lane: stream.class, placement, reason }
-        })
-        .collect();
+    let (lambda, prices) = (view.price.lambda, view.price.prices);
     let routes = Class::ALL.map(|class| {
         let last = last.map(|last| &last.routes[class.index()]);
-        route(view.now_us, class, policy, view.uplinks, price.lambda, last)
+        route(view.now_us, class, policy, view.uplinks, lambda, last)
     });
+    // Where uplinks lead to several machines, what goes by the idle one is as fine as ever.
+    let loads = Class::ALL.map(|class| {
+        let route = &routes[class.index()];
+        let used = route.usable().filter_map(|uplink| view.uplinks.get(usize::from(uplink)));
+        route.held().or_else(|| used.map(|uplink| uplink.load).min()).unwrap_or_default()
+    });
+    let steps = Class::ALL.map(|class| pressure::steps(loads[class.index()], class));
+    let streams = policy.streams.iter().map(|stream| {
+        let at = stream.class.index();
+        plan_stream(stream, &view.price, loads[at], routes[at].held())
+    });
+    let streams = streams.collect();
     let uplinks = std::array::from_fn(|at| routes[at].usable().collect());
     let values = match last {
         Some(last) if last.values.iter().eq(policy.streams.iter().map(|stream| &stream.value)) => Arc::clone(&last.values),
         _ => policy.streams.iter().map(|stream| stream.value).collect(),
     };
     let weighs = values.iter().any(Option::is_some);
-    let (critical_copies, lambda, prices) = (policy.critical_copies, price.lambda, price.prices);
-    let mut plan = Plan { version: 1, streams, uplinks, routes, critical_copies, lambda, prices, values, weighs };
+    let critical_copies = policy.critical_copies;
+    let mut plan = Plan { version: 1, streams, uplinks, routes, critical_copies, lambda, steps, prices, values, weighs };
     if let Some(last) = last {
         plan.version = last.version + u64::from(!plan.does_the_same(last));
     }
     plan
 }
 
+/// Decides for a stream whose lane leads to a cloud of this load; `held` if it waits for that.
+fn plan_stream(stream: &StreamPolicy, price: &Explanation, load: LoadLevel, held: Option<LoadLevel>) -> StreamPlan {
+    let asked = stream.fidelity;
+    let placement = if stream.model.is_some() { Placement::Local } else { Placement::None };
+    let (fidelity, reason) = match (asked, placement) {
+        (StreamFidelity::Verdict, Placement::None) => (StreamFidelity::Raw, Reason::NoModel { asked }),
+        _ => (asked, Reason::Policy { asked }),
+    };
+    let entry = |level, reason| StreamPlan { fidelity, level, lane: stream.class, placement, reason };
+    if let Some(load) = held {
+        return entry(None, Reason::CloudHolds { load });
+    }
+    let Some(value) = stream.value else { return entry(Some(Level::Raw), reason) };
+    let steps = pressure::steps(load, stream.class);
+    let (wait, prices) = (Wait::of_age(0), &price.prices);
+    let (worth, sent) = (value.level_at(wait, prices), level(&value, wait, prices, steps));
+    let reason = match sent {
+        _ if sent != worth => Reason::CloudBusy { load, steps },
+        Some(Level::Raw) => reason,
+        _ => Reason::Price {
+            lambda: price.prices.at(value.lateness.left_us(0)),
+            weight: value.weight,
+            wanted_bytes: price.wanted_bytes as u64,
+            forecast_bytes: price.forecast_bytes as u64,
+        },
+    };
+    entry(sent, reason)
+}
+
+/// How finely a record is sent at these prices, so many steps below what it is worth; `None` if it is held.
+fn level(value: &StreamValue, wait: Wait, prices: &Prices, steps: usize) -> Option<Level> {
+    let worth = value.level_at(wait, prices)?;
+    Some(if value.is_exempt { worth } else { pressure::coarser(&value.ladder, worth, steps) })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::health::{BreakerState, UplinkEstimate, UplinkState};
     use crate::payload::{OpaqueFormat, PayloadFormat};
-    use crate::policy::{StreamPolicy, UplinkPolicy};
+    use crate::policy::UplinkPolicy;
     use crate::price::{Ladder, Lateness, PriceLimits};
 
     fn stream(class: Class, fidelity: StreamFidelity, weight: Option<f64>) -> StreamPolicy {
@@ -334,6 +381,90 @@ mod tests {
         policy.streams[0].value = None;
         let last = plan(&policy, &at(0.1), Some(&second));
         assert_eq!((last.values[0], last.weighs), (None, false));
+    }
+
+    /// Two uplinks whose clouds are this busy.
+    fn views(loads: [LoadLevel; 2]) -> [UplinkView; 2] {
+        let estimate = UplinkEstimate {
+            rtt_us: 20_000,
+            jitter_us: 0,
+            loss: 0.0,
+            goodput_bps: 1e7,
+            capacity_bps: 1e7,
+            queueing_delay_us: 0,
+            ack_delay_us: None,
+            cwnd_bytes: 0,
+            error_ratio: None,
+            state: UplinkState::Green,
+            breaker: BreakerState::Closed,
+            confidence: 1.0,
+            updated_us: 0,
+        };
+        loads.map(|load| UplinkView { is_up: true, estimate, allowance: None, paid_price: None, advice: 1.0, load })
+    }
+
+    fn levels(plan: &Plan) -> Vec<Option<Level>> {
+        plan.streams.iter().map(|stream| stream.level).collect()
+    }
+
+    #[test]
+    fn a_busy_cloud_gets_less_of_what_matters_less_and_the_reason_says_so() {
+        let streams = Class::ALL.map(|class| stream(class, StreamFidelity::Raw, Some(2.0)));
+        let mut policy = policy(streams.to_vec());
+        policy.streams.push(stream(Class::Normal, StreamFidelity::Raw, None));
+        let at = |load| plan(&policy, &View { uplinks: &views([load; 2]), ..View::default() }, None);
+        let calm = at(LoadLevel::Filling);
+        assert_eq!(levels(&calm), [Some(Level::Raw); 5]);
+        let busy = at(LoadLevel::Overloaded);
+        let (high, normal) = (Some(Level::Thin2), Some(Level::Thin4));
+        assert_eq!(levels(&busy), [Some(Level::Raw), high, normal, None, Some(Level::Raw)], "without a value it is sent whole");
+        assert_eq!(busy.streams[2].reason, Reason::CloudBusy { load: LoadLevel::Overloaded, steps: 2 });
+        assert_eq!(busy.streams[3].reason, Reason::CloudHolds { load: LoadLevel::Overloaded });
+        assert_eq!((busy.uplinks[2].len(), busy.uplinks[3].len(), busy.routes[3].held()), (2, 0, Some(LoadLevel::Overloaded)));
+        assert_eq!(
+            (busy.level(2, Wait::of_age(0)), busy.folds(Class::Normal), busy.folds(Class::Critical)),
+            (normal, true, false)
+        );
+        let stalled = at(LoadLevel::Stalled);
+        assert_eq!(levels(&stalled), [Some(Level::Raw), None, None, None, None], "only critical goes");
+        assert!(stalled.uplinks[0].len() == 2 && stalled.uplinks[1..].iter().all(Vec::is_empty));
+    }
+
+    #[test]
+    fn a_machine_that_is_not_busy_takes_what_the_busy_one_does_not() {
+        let policy = policy(vec![stream(Class::Normal, StreamFidelity::Raw, Some(2.0))]);
+        let plan = plan(&policy, &View { uplinks: &views([LoadLevel::Stalled, LoadLevel::Idle]), ..View::default() }, None);
+        assert_eq!((&plan.uplinks[2][..], levels(&plan)), (&[1][..], vec![Some(Level::Raw)]));
+        assert_eq!(plan.uplinks[0].len(), 2, "critical goes by both");
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn a_busier_cloud_never_gets_more_and_more_value_never_less_of_it(
+            weight in 0.01f64..10.0, more in 1.0f64..10.0, lambda in 0.0f64..5.0, age_us in 0u64..3_000_000, floor in 0usize..5,
+        ) {
+            let mut streams = Class::ALL.map(|class| stream(class, StreamFidelity::Raw, Some(weight))).to_vec();
+            streams.extend(Class::ALL.map(|class| stream(class, StreamFidelity::Raw, Some(weight * more))));
+            for value in streams.iter_mut().filter_map(|stream| stream.value.as_mut()) {
+                value.ladder = value.ladder.down_to(Level::ALL[floor]);
+            }
+            let policy = policy(streams);
+            let sent = |level: Option<Level>| level.map_or(0.0, Level::bytes);
+            let mut before = [f64::INFINITY; 8];
+            for load in LoadLevel::ALL {
+                let plan = plan(&policy, &View { uplinks: &views([load; 2]), ..at(lambda) }, None);
+                for (index, before) in before.iter_mut().enumerate() {
+                    let now = sent(plan.level(index as u16, Wait::of_age(age_us)));
+                    let level = plan.streams[index].level;
+                    proptest::prop_assert!(now <= *before && level.is_none_or(|level| level <= Level::ALL[floor]));
+                    *before = now;
+                }
+                for class in 0..4u16 {
+                    proptest::prop_assert!(sent(plan.level(class + 4, Wait::of_age(age_us))) >= sent(plan.level(class, Wait::of_age(age_us))));
+                }
+                proptest::prop_assert_eq!((plan.streams[0].level, plan.uplinks[0].len()), (Some(Level::Raw), 2));
+            }
+        }
     }
 
     #[test]

@@ -253,7 +253,9 @@ impl Receiver {
             | Body::Digest(_)
             | Body::NeedFull(_)
             | Body::Advice(_)
-            | Body::Load(_) => self.counters.controls_ignored += 1,
+            | Body::Load(_)
+            | Body::Question(_)
+            | Body::Answer(_) => self.counters.controls_ignored += 1,
         }
     }
 

@@ -18,6 +18,8 @@ use crate::budget::Allowance;
 use crate::health::{BreakerState, UplinkEstimate, UplinkState};
 use crate::ids::Class;
 use crate::policy::{Policy, UplinkPolicy};
+use crate::pressure;
+use crate::wire::LoadLevel;
 
 /// What is known of an uplink when a plan is made.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -32,6 +34,8 @@ pub struct UplinkView {
     pub paid_price: Option<f64>,
     /// How much longer than estimated things are taken to last, by what others say of it; 1 if nothing.
     pub advice: f64,
+    /// How busy the machine that it leads to is taken to be.
+    pub load: LoadLevel,
 }
 
 /// In what order an uplink is; less is better.
@@ -62,6 +66,8 @@ pub enum Refusal {
     Price,
     /// The uplink for which it stands in works.
     StandIn,
+    /// The machine that it leads to is too busy for the class.
+    Busy(LoadLevel),
 }
 
 /// An uplink as it was weighed for a lane.
@@ -99,6 +105,17 @@ impl LaneRoute {
         let best = self.candidates.first().map(|candidate| candidate.standing);
         let may = move |standing: Standing| !matches!(standing, Standing::Refused(_)) && Some(standing) == best;
         self.candidates.iter().filter(move |candidate| may(candidate.standing)).map(|candidate| candidate.uplink)
+    }
+
+    /// How busy the cloud is, if the lane waits for nothing but that.
+    pub fn held(&self) -> Option<LoadLevel> {
+        if self.first().is_some() {
+            return None;
+        }
+        self.candidates.iter().find_map(|candidate| match candidate.standing {
+            Standing::Refused(Refusal::Busy(level)) => Some(level),
+            _ => None,
+        })
     }
 }
 
@@ -210,6 +227,9 @@ fn refusal(
     if of.stands_in_for.is_some_and(|main| standings[usize::from(main)] == Standing::Good) {
         return Some(Refusal::StandIn);
     }
+    if !pressure::admits(view.load, class) {
+        return Some(Refusal::Busy(view.load));
+    }
     let allowance = view.allowance?;
     match class {
         Class::Critical => (allowance.critical_bytes == 0).then_some(Refusal::Budget),
@@ -223,7 +243,10 @@ fn refusal(
 /// A paid uplink is for when no free one works; one with a budget also carries what is worth its price.
 fn refuse_idle_paid(class: Class, policy: &Policy, uplinks: &[UplinkView], candidates: &mut [Candidate]) {
     let is_free = |candidate: &Candidate| policy.uplinks[usize::from(candidate.uplink)].meter.is_none();
-    let works = |candidate: &&Candidate| is_free(candidate) && candidate.standing <= Standing::HoldDown;
+    // One that waits for a busy cloud works, too: another way there is no better.
+    let is_in_order =
+        |standing: Standing| standing <= Standing::HoldDown || matches!(standing, Standing::Refused(Refusal::Busy(_)));
+    let works = |candidate: &&Candidate| is_free(candidate) && is_in_order(candidate.standing);
     if class == Class::Critical || !candidates.iter().any(|candidate| works(&candidate)) {
         return;
     }
@@ -248,6 +271,8 @@ impl fmt::Display for Standing {
             Standing::Refused(Refusal::Budget) => "the month's bytes are used, or used too fast",
             Standing::Refused(Refusal::Price) => "paid bytes are worth more than what waits",
             Standing::Refused(Refusal::StandIn) => "the uplink for which it stands in works",
+            Standing::Refused(Refusal::Busy(LoadLevel::Stalled)) => "the cloud takes nothing",
+            Standing::Refused(Refusal::Busy(_)) => "the cloud is too busy for this class",
         })
     }
 }

@@ -23,12 +23,16 @@ pub const PROTOCOL_VERSION: u32 = 1;
 pub const CONTROL_LEN_MAX: usize = 512 * 1024;
 /// Ranges in one [`Ack`] or [`Welcome`] page at most: 2,000 ranges of at most 20 bytes stay under 64 KiB.
 pub const RANGES_PER_MESSAGE_MAX: usize = 2_000;
+/// Longest question.
+pub const QUESTION_LEN_MAX: usize = 512;
+/// Longest answer. It leaves on the stream of the heartbeats: what a slow uplink takes longer for than a second is cut further.
+pub const ANSWER_LEN_MAX: usize = 48 * 1024;
 
 /// A message on the control stream.
 #[derive(Clone, PartialEq, Message)]
 pub struct Control {
     /// The message; `None` if it is of a kind this version does not know.
-    #[prost(oneof = "Body", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11")]
+    #[prost(oneof = "Body", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 22, 23")]
     pub body: Option<Body>,
 }
 
@@ -68,6 +72,12 @@ pub enum Body {
     /// Cloud to gateway: how busy it is.
     #[prost(message, tag = "11")]
     Load(CloudLoad),
+    /// Cloud to gateway: somebody there asks why.
+    #[prost(message, tag = "22")]
+    Question(AskedQuestion),
+    /// Gateway to cloud, the answer.
+    #[prost(message, tag = "23")]
+    Answer(GivenAnswer),
 }
 
 /// Opens a session.
@@ -88,6 +98,9 @@ pub struct Hello {
     /// The gateway's service time now, in microseconds.
     #[prost(uint64, tag = "5")]
     pub service_us: u64,
+    /// True if it answers [`AskedQuestion`]s.
+    #[prost(bool, tag = "6")]
+    pub answers: bool,
 }
 
 /// Accepts a session, and says what is already durable.
@@ -207,6 +220,31 @@ pub struct Credits {
     /// For how long, in milliseconds; after that nothing may be sent until new credits come.
     #[prost(uint32, tag = "2")]
     pub lease_ms: u32,
+}
+
+/// What an operator wants to know of a gateway.
+#[derive(Clone, PartialEq, Message)]
+pub struct AskedQuestion {
+    /// Comes back in the [`GivenAnswer`].
+    #[prost(uint32, tag = "1")]
+    pub id: u32,
+    /// As [`crate::gateway::Question`] is written, at most [`QUESTION_LEN_MAX`] bytes.
+    #[prost(string, tag = "2")]
+    pub text: String,
+}
+
+/// Answers an [`AskedQuestion`].
+#[derive(Clone, PartialEq, Message)]
+pub struct GivenAnswer {
+    /// The question's.
+    #[prost(uint32, tag = "1")]
+    pub id: u32,
+    /// A [`crate::gateway::Explanation`] as JSON, at most [`ANSWER_LEN_MAX`] bytes; empty if there is none.
+    #[prost(bytes = "bytes", tag = "2")]
+    pub json: Bytes,
+    /// Why there is none, in words.
+    #[prost(string, tag = "3")]
+    pub error: String,
 }
 
 /// How busy the cloud is: why credits are what they are.

@@ -1,7 +1,9 @@
-//! `weir explain`: why a stream is sent as it is, and where a record is.
+//! `weir explain`: why a stream is sent as it is, and where a record is; asked of a box, or through the cloud of any.
 
 use std::io::Write;
 
+use anyhow::bail;
+use weir_cloud::asked::GatewayAnswer;
 use weir_logic::gateway::Explanation;
 
 use crate::admin;
@@ -14,7 +16,10 @@ pub struct ExplainArgs {
     /// The record: EPOCH:LANE:SEQ, as the cloud's tables and the box's log name it
     #[arg(long, value_name = "EPOCH:LANE:SEQ", conflicts_with = "stream")]
     pub record: Option<String>,
-    /// Admin address of the box: HOST:PORT or the path of a unix socket
+    /// Ask the cloud about this box
+    #[arg(long, value_name = "NAME")]
+    pub gateway: Option<String>,
+    /// Admin address of the box, or with --gateway of the cloud: HOST:PORT or the path of a unix socket
     #[arg(long, default_value = admin::EDGE_ADDRESS)]
     pub admin: String,
     /// Print the answer as JSON
@@ -25,19 +30,62 @@ pub struct ExplainArgs {
 /// Asks and prints.
 ///
 /// # Errors
-/// If nobody answers, or there is no such stream.
+/// If nobody answers, or there is no such stream or box.
 pub fn run(args: &ExplainArgs, out: &mut impl Write) -> anyhow::Result<()> {
     let question = match (&args.stream, &args.record) {
         (Some(stream), _) => format!("stream={}", admin::encoded(stream)),
         (None, Some(record)) => format!("record={}", admin::encoded(record)),
         (None, None) => String::new(),
     };
+    if let Some(gateway) = &args.gateway {
+        return run_through_cloud(args, gateway, &question, out);
+    }
     let answer = admin::get(&args.admin, &format!("/explain.json?{question}"))?;
     if args.json {
         writeln!(out, "{answer}")?;
         return Ok(());
     }
     print(&serde_json::from_str(&answer)?, out)?;
+    Ok(())
+}
+
+/// Asks the cloud, which asks the box and adds what it knows itself.
+fn run_through_cloud(args: &ExplainArgs, gateway: &str, question: &str, out: &mut impl Write) -> anyhow::Result<()> {
+    let text = admin::get(&args.admin, &format!("/gateways/{}/explain.json?{question}", admin::encoded(gateway)))?;
+    let answer: GatewayAnswer = serde_json::from_str(&text)?;
+    if args.json {
+        writeln!(out, "{text}")?;
+    } else {
+        print_stored(&answer, out)?;
+        if let Some(explanation) = &answer.answer {
+            writeln!(out, "{gateway} says:")?;
+            print(explanation, out)?;
+        }
+    }
+    match &answer.no_answer {
+        // Where the record is has been said.
+        Some(reason) if answer.record.is_some() && !args.json => Ok(writeln!(out, "{gateway} says nothing: {reason}")?),
+        Some(reason) if answer.record.is_none() => bail!("{gateway} says nothing: {reason}"),
+        _ => Ok(()),
+    }
+}
+
+fn print_stored(answer: &GatewayAnswer, out: &mut impl Write) -> std::io::Result<()> {
+    match answer.last_seen_us {
+        Some(us) => {
+            let now_us = i64::try_from(weir_host::clock::unix_us()).unwrap_or(i64::MAX);
+            let ago_s = now_us.saturating_sub(us).max(0) as f64 / 1e6;
+            writeln!(out, "the cloud has seen {} {ago_s:.1} s ago", answer.gateway)?;
+        }
+        None => writeln!(out, "the cloud has never seen {}", answer.gateway)?,
+    }
+    for lane in answer.lanes.iter().filter(|lane| lane.last_seq.is_some()) {
+        let last_seq = lane.last_seq.unwrap_or_default();
+        writeln!(out, "  lane {}: stored up to {last_seq} of epoch {}, {} below it not", lane.lane, lane.epoch, lane.gaps)?;
+    }
+    if let Some(record) = &answer.record {
+        writeln!(out, "record {}: {}\n  {}", record.record, record.place, record.text)?;
+    }
     Ok(())
 }
 
@@ -71,6 +119,9 @@ fn print(answer: &Explanation, out: &mut impl Write) -> std::io::Result<()> {
             "  holds {} records, {} bytes in blocks, {} under way{oldest}",
             lane.records, lane.bytes, lane.under_way_bytes
         )?;
+    }
+    if !answer.note.is_empty() {
+        writeln!(out, "note: {}", answer.note)?;
     }
     if !answer.changes.is_empty() {
         writeln!(out, "changes:")?;

@@ -167,12 +167,12 @@ pub fn run(args: &GraphArgs, out: &mut impl Write) -> anyhow::Result<ExitCode> {
             output.print(&impact, impact.to_table(), out)?;
         }
         Question::WeakPoints { gateway, source, output } => {
-            let view = source.view()?;
+            let view = source.view_of(gateway.as_deref())?;
             let points = view.weak_points(known(&view, gateway.as_deref())?);
             output.print(&points, points.to_table(), out)?;
         }
         Question::Bottlenecks { gateway, source, output } => {
-            let view = source.view()?;
+            let view = source.view_of(gateway.as_deref())?;
             let found = view.bottlenecks(known(&view, gateway.as_deref())?);
             output.print(&found, found.to_table(), out)?;
         }
@@ -186,17 +186,27 @@ pub fn run(args: &GraphArgs, out: &mut impl Write) -> anyhow::Result<ExitCode> {
 
 impl Source {
     fn snapshot(&self) -> anyhow::Result<Snapshot> {
+        self.snapshot_of(None)
+    }
+
+    /// The graph, or as much of it as concerns one box.
+    fn snapshot_of(&self, gateway: Option<&str>) -> anyhow::Result<Snapshot> {
         match &self.from {
             Some(file) => read(file),
             None => {
-                let text = admin::get(&self.admin, "/graph.json")?;
+                let query = gateway.map(|name| format!("?gateway={}", admin::encoded(short(name)))).unwrap_or_default();
+                let text = admin::get(&self.admin, &format!("/graph.json{query}"))?;
                 Snapshot::from_json(&text).with_context(|| format!("the answer of {}", self.admin))
             }
         }
     }
 
     fn view(&self) -> anyhow::Result<View> {
-        Ok(View::new(self.snapshot()?)?)
+        self.view_of(None)
+    }
+
+    fn view_of(&self, gateway: Option<&str>) -> anyhow::Result<View> {
+        Ok(View::new(self.snapshot_of(gateway)?)?)
     }
 }
 
@@ -210,10 +220,15 @@ impl Output {
     }
 }
 
+/// The name of a box without the `gateway/` that may stand before it.
+fn short(name: &str) -> &str {
+    name.strip_prefix("gateway/").unwrap_or(name)
+}
+
 /// The name of a box that is there, with or without `gateway/` before it.
 fn known<'a>(view: &View, asked: Option<&'a str>) -> anyhow::Result<Option<&'a str>> {
     let Some(asked) = asked else { return Ok(None) };
-    let name = asked.strip_prefix("gateway/").unwrap_or(asked);
+    let name = short(asked);
     view.find(&format!("gateway/{name}"))?;
     Ok(Some(name))
 }

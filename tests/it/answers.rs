@@ -72,6 +72,53 @@ fn a_record_is_found_wherever_it_is_and_a_stream_says_why_it_is_sent_as_it_is() 
 }
 
 #[test]
+fn the_cloud_asks_any_box_and_says_itself_what_has_come() {
+    let mut site = Site::started(binaries(), Plan::new("disk", STREAM));
+    let cloud = site.admin().1.to_string();
+    site.wait_uplink(true);
+    let mut sensor = Sensor::new(site.mqtt(), "sensor", message);
+    (sensor.count_max, sensor.window) = (10, 10);
+    assert_eq!(sensor.start().wait(LIMIT).unacked, 0);
+    site.drain();
+    let status = site.edge_status().expect("a status");
+    let name = status["gateway"].as_str().expect("a name").rsplit('/').next().expect("a name").to_owned();
+    let record = format!("{}:high:3", status["epoch"].as_str().expect("an epoch"));
+    let through = |more: &[&str]| weir(&[&["explain", "--gateway", &name, "--admin", &cloud], more].concat());
+
+    let (code, text, error) = through(&["pumps"]);
+    assert_eq!(code, Some(0), "{error}");
+    let seen = format!("the cloud has seen {name}");
+    for part in
+        [&seen, "lane high: stored up to 9", "stream pumps: raw in lane high", "because policy asks for raw", "changes:"]
+    {
+        assert!(text.contains(part), "{part}: {text}");
+    }
+    let (code, text, error) = through(&["--record", &record, "--json"]);
+    assert_eq!(code, Some(0), "{error}");
+    let answer: Value = serde_json::from_str(&text).expect("JSON");
+    assert_eq!(
+        (&answer["record"]["place"], &answer["answer"]["record"]["place"]),
+        (&"stored".into(), &"gone".into()),
+        "{answer}"
+    );
+    let (code, _, error) = through(&["pump"]);
+    assert!(code == Some(1) && error.contains("there is no stream `pump`; there are: pumps"), "{error}");
+    let (code, _, error) = weir(&["explain", "--gateway", "nobody", "--admin", &cloud]);
+    assert!(code == Some(1) && error.contains("there is no gateway `nobody`"), "{error}");
+
+    site.stop_edge();
+    wait_for("the cloud to see it go", LIMIT, || {
+        let (_, status) = site.cloud.as_ref()?.get("/status.json")?;
+        let status: Value = serde_json::from_str(&status).ok()?;
+        (status["connections"] == 0).then_some(())
+    });
+    let (code, text, error) = through(&["--record", &record]);
+    assert!(code == Some(0) && text.contains("high:3: stored") && text.contains("not connected"), "{text}{error}");
+    let (code, text, error) = through(&["pumps"]);
+    assert!(code == Some(1) && text.contains("lane high: stored up to 9") && error.contains("not connected"), "{text}{error}");
+}
+
+#[test]
 fn box_and_cloud_show_their_graphs_and_what_depends_on_what() {
     let site = Site::started(binaries(), Plan::new("through", STREAM));
     let (edge, cloud) = (site.admin().0.to_string(), site.admin().1.to_string());

@@ -69,6 +69,35 @@ pub struct Pages {
     pub page_html: &'static str,
     /// Further pages in JSON, which may take a moment.
     pub json: Vec<JsonPage>,
+    /// The same for pages about one of many things, whose name is part of the path.
+    pub named: Vec<NamedPage>,
+}
+
+/// A page in JSON at `PREFIX` + name + `SUFFIX`.
+pub struct NamedPage {
+    /// What stands before the name, as in `/gateways/`.
+    pub prefix: &'static str,
+    /// What stands after it, as in `/explain.json`.
+    pub suffix: &'static str,
+    /// Gives the answer, as in [`JsonPage`].
+    pub answer: Box<dyn Fn(Asked<'_>) -> Answer + Send + Sync>,
+}
+
+/// What a [`NamedPage`] is asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Asked<'a> {
+    /// The name in the path.
+    pub name: &'a str,
+    /// What stands behind the `?`, as it was written.
+    pub query: &'a str,
+}
+
+impl NamedPage {
+    /// The name in a path, if it is one of this page.
+    fn name<'a>(&self, path: &'a str) -> Option<&'a str> {
+        let name = path.strip_prefix(self.prefix)?.strip_suffix(self.suffix)?;
+        (!name.is_empty() && !name.contains('/')).then_some(name)
+    }
 }
 
 /// A page in JSON that is asked for with a query.
@@ -308,22 +337,28 @@ async fn respond(pages: &Pages, refused: u64, request: &Request<Incoming>) -> Re
             reply(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", (pages.metrics)() + &own.finish())
         }
         "/status.json" => reply(StatusCode::OK, "application/json", (pages.status_json)()),
-        path => match pages.json.iter().find(|page| page.path == path) {
-            Some(page) => {
-                let answer = (page.answer)(request.uri().query().unwrap_or_default());
-                match tokio::time::timeout(ANSWER_TIMEOUT, answer).await {
-                    Ok(Ok(json)) => reply(StatusCode::OK, "application/json", json),
-                    Ok(Err(reason)) => reply(StatusCode::NOT_FOUND, "text/plain; charset=utf-8", reason + "\n"),
-                    Err(_) => reply(StatusCode::GATEWAY_TIMEOUT, "text/plain", "no answer in time: it is busy or stuck\n"),
-                }
-            }
+        path => match find(pages, path, request.uri().query().unwrap_or_default()) {
+            Some(answer) => match tokio::time::timeout(ANSWER_TIMEOUT, answer).await {
+                Ok(Ok(json)) => reply(StatusCode::OK, "application/json", json),
+                Ok(Err(reason)) => reply(StatusCode::NOT_FOUND, "text/plain; charset=utf-8", reason + "\n"),
+                Err(_) => reply(StatusCode::GATEWAY_TIMEOUT, "text/plain", "no answer in time: it is busy or stuck\n"),
+            },
             None => {
                 let more: String = pages.json.iter().map(|page| format!(", {}", page.path)).collect();
-                let known = format!("not found; here are /, /healthz, /metrics, /status.json{more}\n");
+                let named: String = pages.named.iter().map(|page| format!(", {}NAME{}", page.prefix, page.suffix)).collect();
+                let known = format!("not found; here are /, /healthz, /metrics, /status.json{more}{named}\n");
                 reply(StatusCode::NOT_FOUND, "text/plain", known)
             }
         },
     }
+}
+
+/// The answer of the page of this path, if there is one.
+fn find(pages: &Pages, path: &str, query: &str) -> Option<Answer> {
+    if let Some(page) = pages.json.iter().find(|page| page.path == path) {
+        return Some((page.answer)(query));
+    }
+    pages.named.iter().find_map(|page| Some((page.answer)(Asked { name: page.name(path)?, query })))
 }
 
 /// True if the request names this machine: an address, `localhost`, or nothing.

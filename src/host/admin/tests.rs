@@ -22,6 +22,14 @@ fn pages(is_ok: bool) -> Pages {
                 Box::pin(async move { if query.is_empty() { Err("ask for something".to_owned()) } else { Ok(query) } })
             }),
         }],
+        named: vec![NamedPage {
+            prefix: "/things/",
+            suffix: "/echo.json",
+            answer: Box::new(|asked| {
+                let both = format!("{} {}", asked.name, asked.query);
+                Box::pin(async move { Ok(both) })
+            }),
+        }],
     }
 }
 
@@ -53,7 +61,10 @@ fn every_page_answers() {
         ("/metrics", "200 OK", "weir_admin_connections_refused_total 0\n"),
         ("/status.json?x=1", "200 OK", "{\"a\":1}"),
         ("/", "200 OK", "<p>page</p>"),
-        ("/other", "404 Not Found", "/status.json, /echo.json\n"),
+        ("/other", "404 Not Found", "/status.json, /echo.json, /things/NAME/echo.json\n"),
+        ("/things/a-1/echo.json?b", "200 OK", "a-1 b"),
+        ("/things//echo.json", "404 Not Found", "NAME/echo.json\n"),
+        ("/things/a/b/echo.json", "404 Not Found", "NAME/echo.json\n"),
         ("/echo.json?a=b%20c", "200 OK", "a=b%20c"),
         ("/echo.json", "404 Not Found", "ask for something\n"),
     ] {

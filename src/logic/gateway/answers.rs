@@ -5,10 +5,14 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 use super::Gateway;
-use crate::explain::{Change, candidate, levels, rejected};
+use crate::explain::{Change, candidate, levels, no_way, rejected};
 use crate::ids::{Class, Epoch};
 use crate::lanes::{HeldPlace, Place, Step};
 use crate::price::Wait;
+use crate::wire::ANSWER_LEN_MAX;
+
+/// Shortest answer that is of any use: a stream, its lane and a few changes.
+const ANSWER_LEN_MIN: usize = 4 * 1024;
 
 /// What is asked.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -94,6 +98,41 @@ pub struct Explanation {
     pub lanes: Vec<LaneExplanation>,
     /// The last changes of all these, oldest first.
     pub changes: Vec<Change>,
+    /// What was left out so that the answer is short enough to be sent; empty if nothing.
+    #[serde(default)]
+    pub note: String,
+}
+
+impl Explanation {
+    /// The answer as JSON of at most so many bytes: the oldest changes are left out first, then what was rejected, then lanes and
+    /// streams from the last on, and the note says so.
+    pub fn to_json_within(mut self, bytes_max: usize) -> String {
+        let (mut changes, mut rejected, mut rows) = (0, 0, 0);
+        loop {
+            let json = serde_json::to_string(&self).unwrap_or_default();
+            if json.len() <= bytes_max {
+                return json;
+            }
+            let count = self.changes.len();
+            if count > 0 {
+                self.changes.drain(..count.div_ceil(4));
+                changes += count.div_ceil(4);
+            } else if rejected == 0 {
+                let lists = self.streams.iter_mut().map(|stream| &mut stream.rejected);
+                let lists = lists.chain(self.lanes.iter_mut().map(|lane| &mut lane.rejected));
+                rejected = lists.map(|list| std::mem::take(list).len()).sum::<usize>().max(1);
+            } else if let Some(half) = self.streams.len().checked_sub(1) {
+                self.streams.truncate(half / 2);
+                rows += half + 1 - half / 2;
+            } else if self.lanes.pop().is_none() {
+                return json;
+            }
+            self.note = format!(
+                "cut to {bytes_max} bytes: {changes} changes, {rejected} rejected candidates and {rows} streams are left out; ask \
+                 for one stream, or on the box"
+            );
+        }
+    }
 }
 
 /// The price of a byte, and what made it.
@@ -161,6 +200,15 @@ pub struct RecordExplanation {
 }
 
 impl Gateway {
+    /// Answers a question that came over an uplink, in no more bytes than that carries in a second.
+    pub(super) fn answer(&mut self, now_us: u64, uplink: usize, id: u32, text: &str) {
+        let carries = self.health[uplink].estimate(now_us).capacity_bps / 8.0;
+        let bytes_max = (carries as usize).clamp(ANSWER_LEN_MIN, ANSWER_LEN_MAX);
+        let question = text.parse::<Question>().map_err(|err| err.to_string());
+        let answer = question.and_then(|question| self.explain(now_us, &question));
+        self.uplinks[uplink].answer(id, answer.map(|answer| answer.to_json_within(bytes_max)));
+    }
+
     /// Answers a question.
     ///
     /// # Errors
@@ -228,7 +276,7 @@ impl Gateway {
         LaneExplanation {
             lane: class.name().to_owned(),
             uplinks: route.usable().map(name).collect(),
-            reason: first.map_or_else(|| "no uplink may carry it".to_owned(), |first| candidate(&self.policy, first)),
+            reason: first.map_or_else(|| no_way(route), |first| candidate(&self.policy, first)),
             rejected: rejected(&self.policy, route),
             records: status.records,
             bytes: status.bytes,
@@ -292,7 +340,7 @@ impl Gateway {
                 let is_held = held.streams.iter().all(|&stream| self.plan.level(stream, Wait::of_age(age_us)).is_none());
                 let is_up = route.usable().any(|uplink| self.uplinks[usize::from(uplink)].is_up());
                 let why = match route.first() {
-                    None => "no uplink may carry it".to_owned(),
+                    None => no_way(route),
                     Some(_) if !is_up => "no uplink of its lane is up".to_owned(),
                     Some(_) if is_held && !held.streams.is_empty() && self.plan.lambda > 0.0 => {
                         format!("held, because its bytes are worth less than {:.3e} each", self.plan.lambda)
@@ -308,6 +356,37 @@ impl Gateway {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_long_answer_is_cut_from_its_oldest_changes_on_and_says_so() {
+        let text = |at: u64| format!("{at:>400}");
+        let change = |at| Change {
+            at_us: at,
+            version: at,
+            subject: "lane high".to_owned(),
+            old: String::new(),
+            new: "lte".to_owned(),
+            reason: text(at),
+            rejected: vec![text(at)],
+        };
+        let stream = |at| StreamExplanation { stream: text(at), rejected: vec![text(at)], ..StreamExplanation::default() };
+        let lanes = vec![LaneExplanation { lane: "high".to_owned(), ..LaneExplanation::default() }];
+        let streams = (0..200).map(stream).collect();
+        let whole = Explanation { streams, lanes, changes: (0..256).map(change).collect(), ..Explanation::default() };
+        let cut = |bytes_max| {
+            let json = whole.clone().to_json_within(bytes_max);
+            assert!(json.len() <= bytes_max, "{} of {bytes_max}", json.len());
+            serde_json::from_str::<Explanation>(&json).expect("it is still whole JSON")
+        };
+        assert_eq!(cut(1 << 20), whole);
+        let some = cut(300_000);
+        assert_eq!((some.streams.len(), some.changes.last().map(|change| change.at_us)), (200, Some(255)));
+        assert!(!some.changes.is_empty() && some.note.contains("changes"), "{}", some.note);
+        let few = cut(ANSWER_LEN_MAX);
+        assert!(few.changes.is_empty() && few.streams.len() >= 40 && few.streams[0].stream == text(0), "{}", few.streams.len());
+        let least = cut(ANSWER_LEN_MIN);
+        assert!(!least.lanes.is_empty() && least.streams.len() >= 3, "{}", least.streams.len());
+    }
 
     #[test]
     fn questions_are_read_and_the_others_are_told_how_to_ask() {

@@ -7,7 +7,7 @@ use crate::ids::Class;
 use crate::ingest::Moment;
 use crate::plan::{Plan, View, plan};
 use crate::policy::Policy;
-use crate::price::{Arrivals, Capacity, Explanation, Market, Paid, Solver, horizon_end_us};
+use crate::price::{Arrivals, Capacity, Expected, Explanation, Market, Paid, Solver, horizon_end_us};
 use crate::uplink::DownReason;
 
 /// What the control plane remembers from one plan to the next.
@@ -58,7 +58,7 @@ impl Gateway {
             return;
         }
         self.control.due_us = now_us + CONTROL_US;
-        let is_waiting = self.lanes.is_waiting();
+        let is_waiting = self.is_waiting(now_us);
         let was_limit = std::mem::replace(&mut self.control.was_waiting, is_waiting) && is_waiting;
         for (index, health) in self.health.iter_mut().enumerate() {
             // What waits waits for each uplink that may carry it; while all are down, that is each that is allowed.
@@ -69,6 +69,9 @@ impl Gateway {
         for budget in self.ways.iter_mut().filter_map(|way| way.budget.as_mut()) {
             budget.clock(wall_us);
             budget.adjust(now_us, self.control.price.lambda);
+        }
+        for way in &mut self.ways {
+            way.pressure.tick(now_us);
         }
         if self.control.has_values {
             self.reprice(now_us, at_once);
@@ -96,13 +99,19 @@ impl Gateway {
         let rates: Vec<f64> = rates.collect();
         self.lanes.foresee(now_us, &rates);
         let of_class = |class: Class| self.policy.streams.iter().position(|stream| stream.class == class).map(|at| at as u16);
-        let waiting = self.lanes.waiting(now_us, self.policy.streams.len(), of_class);
+        let mut waiting = self.lanes.waiting(now_us, self.policy.streams.len(), of_class);
         let (arrived, ratio) = self.lanes.take_arrived();
         self.control.arrivals.count(now_us, &arrived, ratio);
         // What is wanted is counted as levels say; what thinned blocks really take differs.
         let carried = 1.0 / self.lanes.bytes_per_planned();
         let (free, paid) = (self.forecast(now_us, false).times(carried), self.forecast(now_us, true).times(carried));
-        let (values, expected) = (&self.plan.values, self.control.arrivals.rates());
+        // What waits for the cloud does not make the uplinks dearer for the rest.
+        let is_held = |stream: usize| self.plan.routes[self.policy.streams[stream].class.index()].held().is_some();
+        waiting.retain(|cohort| !is_held(usize::from(cohort.stream)));
+        let rates = self.control.arrivals.rates().iter().enumerate();
+        let rate = |(stream, rate): (usize, &Expected)| if is_held(stream) { Expected::default() } else { *rate };
+        let expected: Vec<Expected> = rates.map(rate).collect();
+        let (values, expected) = (&self.plan.values, &expected);
         let market = Market { values, waiting: &waiting, expected, capacity: free };
         // What a paid byte must be worth: nobody pays more for a byte than that while the budget allows.
         let budgets = self.ways.iter().filter_map(|way| way.budget.as_ref());

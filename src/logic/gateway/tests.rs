@@ -5,6 +5,7 @@
 mod client;
 mod cloud;
 mod federation;
+mod pressure;
 mod rng;
 mod scenario;
 mod store;
@@ -14,7 +15,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use bytes::Bytes;
 
-use super::Event;
+use super::{Event, Question};
 use crate::block::Codec;
 use crate::ids::{Class, VoidReason};
 use crate::lanes::Durability;

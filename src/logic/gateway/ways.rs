@@ -13,8 +13,10 @@ use crate::budget::{BudgetLevel, MonthBudget};
 use crate::health::{PROBE_BYTES_MAX, PathStats, UplinkState};
 use crate::ids::{BlockKey, Class};
 use crate::policy::Policy;
+use crate::pressure::Pressure;
 use crate::route::{Refusal, Standing, UplinkView, standing};
 use crate::uplink::DownReason;
+use crate::wire::LoadLevel;
 
 use super::{Event, Gateway, Output};
 
@@ -31,6 +33,8 @@ pub(super) struct Way {
     trial: Option<Trial>,
     /// What neighbours say: how much longer than estimated things last there.
     pub(super) advice: f64,
+    /// How busy the cloud at its end is taken to be.
+    pub(super) pressure: Pressure,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -47,7 +51,7 @@ struct Trial {
 }
 
 impl Way {
-    fn new(now_us: u64, month_bytes: Option<u64>, saved: BudgetLevel) -> Way {
+    fn new(now_us: u64, month_bytes: Option<u64>, saved: BudgetLevel, seed: u64) -> Way {
         Way {
             budget: month_bytes.map(|bytes| MonthBudget::new(now_us, bytes, saved)),
             path: PathStats::default(),
@@ -56,6 +60,7 @@ impl Way {
             probe: None,
             trial: None,
             advice: 1.0,
+            pressure: Pressure::new(seed),
         }
     }
 
@@ -79,8 +84,17 @@ impl Gateway {
             allowance: self.budget(at).map(MonthBudget::allowance),
             paid_price: self.budget(at).and_then(MonthBudget::price),
             advice: self.ways[at].advice,
+            load: self.load(at),
         };
         (0..self.uplinks.len()).map(view).collect()
+    }
+
+    /// How busy the machine that an uplink leads to is taken to be, by what it said over any uplink.
+    fn load(&self, at: usize) -> LoadLevel {
+        let node = &self.policy.uplinks[at].ingest;
+        let leads_there = |other: &usize| self.uplinks[*other].is_up() && self.policy.uplinks[*other].ingest == *node;
+        let heard = (0..self.uplinks.len()).filter(leads_there);
+        heard.map(|other| self.ways[other].pressure.level()).max().unwrap_or_default()
     }
 
     /// The month's budget of an uplink; a stand-in spends that of the uplink over the same link.
@@ -156,13 +170,14 @@ impl Gateway {
 
     /// Connects and disconnects uplinks as they are needed.
     pub(super) fn want_ways(&mut self, now_us: u64) {
+        let is_waiting = self.is_waiting(now_us);
         let standings: Vec<Standing> = self.uplink_views(now_us).iter().map(standing).collect();
         for (way, standing) in self.ways.iter_mut().zip(&standings) {
             let is_good = *standing == Standing::Good;
             way.unwell_since_us = if is_good { None } else { way.unwell_since_us.or(Some(now_us)) };
         }
         for at in 0..self.uplinks.len() {
-            if self.needs(now_us, at, &standings) {
+            if self.needs(now_us, at, &standings, is_waiting) {
                 self.ways[at].wanted_until_us = now_us.saturating_add(LINGER_US);
             }
             let is_wanted = now_us < self.ways[at].wanted_until_us;
@@ -207,7 +222,7 @@ impl Gateway {
         }
     }
 
-    fn needs(&self, now_us: u64, at: usize, standings: &[Standing]) -> bool {
+    fn needs(&self, now_us: u64, at: usize, standings: &[Standing], is_waiting: bool) -> bool {
         let of = &self.policy.uplinks[at];
         let long_unwell =
             |way: &Way| way.unwell_since_us.is_some_and(|since_us| now_us >= since_us.saturating_add(STAND_IN_US));
@@ -231,7 +246,7 @@ impl Gateway {
                 let is_own_stand_in = of_other.stands_in_for == Some(at as u8);
                 other != at && !is_own_stand_in && of_other.classes[class.index()] && !long_unwell(&self.ways[other])
             });
-            !is_refused && (!others_work || (is_priced && class != Class::Critical && self.lanes.is_waiting()))
+            !is_refused && (!others_work || (is_priced && class != Class::Critical && is_waiting))
         })
     }
 
@@ -278,12 +293,12 @@ fn cost_bytes(path: &PathStats) -> u64 {
 }
 
 /// Saved levels of the budgets, by uplink; those of uplinks without one are empty.
-pub(super) fn ways(now_us: u64, policy: &Policy, saved: &[BudgetLevel]) -> Vec<Way> {
+pub(super) fn ways(now_us: u64, policy: &Policy, saved: &[BudgetLevel], seed: u64) -> Vec<Way> {
     let level = |at: usize| saved.get(at).copied().unwrap_or_default();
     // A stand-in spends the budget of the uplink over the same link.
     let own = |of: &crate::policy::UplinkPolicy| of.meter.filter(|_| of.stands_in_for.is_none());
     let month_bytes = |of: &crate::policy::UplinkPolicy| own(of).and_then(|meter| meter.month_bytes);
-    policy.uplinks.iter().enumerate().map(|(at, of)| Way::new(now_us, month_bytes(of), level(at))).collect()
+    policy.uplinks.iter().enumerate().map(|(at, of)| Way::new(now_us, month_bytes(of), level(at), seed)).collect()
 }
 
 /// How long an uplink may not work before a stand-in or a metered one is connected: two heartbeats.

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::cause::{Cause, Causes};
 use super::estimate::{EdgeState, Estimate, Quantity};
-use super::federation::Federation;
+use super::federation::{Federation, Part};
 use super::node::{NodeKey, Owner};
 use super::subgraph::Subgraph;
 use super::talkers::Talk;
@@ -83,8 +83,13 @@ pub enum SnapshotError {
 impl Snapshot {
     /// Of all owners' parts and the causes found in them.
     pub fn of_federation(now_us: u64, federation: &Federation, causes: &Causes, talks: Vec<Talk>) -> Snapshot {
+        Snapshot::of_parts(now_us, federation.parts(), causes, talks)
+    }
+
+    /// Of some owners' parts, and the causes found in all of them.
+    pub fn of_parts<'a>(now_us: u64, parts: impl Iterator<Item = Part<'a>>, causes: &Causes, talks: Vec<Talk>) -> Snapshot {
         let mut maker = Maker::default();
-        for part in federation.parts() {
+        for part in parts {
             let nodes: Vec<u32> = (0..part.nodes().len()).map(|node| maker.node(part.key(node as u16))).collect();
             for (from, to, estimate) in part.edges(now_us) {
                 maker.edge(nodes[usize::from(from)], nodes[usize::from(to)], part.owner(), &estimate);

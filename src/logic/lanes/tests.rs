@@ -712,6 +712,42 @@ fn what_is_worth_less_than_its_bytes_is_thinned_when_it_is_sent_and_kept_whole_u
 }
 
 #[test]
+fn what_a_busy_cloud_gets_is_thinned_although_nothing_has_a_price() {
+    let thinner = Thinner::new(&["held", "thin", "free"].map(named), 0);
+    let mut lanes = Lanes::new(0, Epoch(9), [policy(Durability::Through); 4], LIMITS, Found::default(), thinner);
+    lanes.set_uplink_up(0, true);
+    let entry = |_| crate::plan::StreamPlan {
+        fidelity: StreamFidelity::Raw,
+        level: Some(Level::Raw),
+        lane: Class::Normal,
+        placement: crate::plan::Placement::None,
+        reason: crate::plan::Reason::Policy { asked: StreamFidelity::Raw },
+    };
+    let plan =
+        Plan { lambda: 0.0, prices: Prices::flat(0.0), steps: [0, 1, 2, 2], streams: (0..3).map(entry).collect(), ..priced() };
+    for _ in 0..16 {
+        push_of(&mut lanes, 0, Class::Normal, 1, 100);
+        push_of(&mut lanes, 0, Class::Normal, 2, 100);
+    }
+    let Some(Outgoing::Send { block, .. }) = lanes.outgoing(SECOND, &[Some(CREDITS)], &plan) else { panic!("a block") };
+    let mut codec = Codec::default();
+    let (_, records) = codec.open(&block).expect("our own block");
+    let streams: Vec<String> = records.map(|record| record.expect("whole").stream.to_owned()).collect();
+    assert_eq!((streams.iter().filter(|s| *s == "thin").count(), streams.iter().filter(|s| *s == "free").count()), (4, 16));
+}
+
+#[test]
+fn what_waits_for_credit_does_not_wait_for_the_uplink() {
+    let mut lanes = all(Durability::Through);
+    lanes.set_uplink_up(0, true);
+    push(&mut lanes, 0, Class::Bulk, 100);
+    lanes.seal(0, Class::Bulk);
+    let is_waiting = |lanes: &Lanes, credits| lanes.is_waiting(&[credits], &one_way());
+    assert!(is_waiting(&lanes, Some(CREDITS)) && is_waiting(&lanes, None), "for the uplink");
+    assert!(!is_waiting(&lanes, Some([1 << 20, 1 << 20, 1 << 20, 0])), "for the cloud");
+}
+
+#[test]
 fn what_is_held_is_sent_only_when_nothing_else_is() {
     let thinner = Thinner::new(&["held", "thin", "free"].map(named), 0);
     let mut lanes = Lanes::new(0, Epoch(9), [policy(Durability::Through); 4], LIMITS, Found::default(), thinner);

@@ -147,10 +147,19 @@ impl Lanes {
         Class::ALL.map(|class| self.lanes[class.index()].under_way_bytes(uplink))
     }
 
-    /// True if the uplink is what holds back: something waits for the transport, or in a lane.
-    pub fn is_waiting(&self) -> bool {
-        let queued = |lane: &Lane| !lane.live.is_empty() || !lane.backlog.is_empty();
-        self.schedule.unwritten_bytes() > 0 || self.lanes.iter().any(queued)
+    /// True if an uplink is what holds back: something waits for the transport, or in a lane that the cloud would take from.
+    pub fn is_waiting(&self, ways: &[Option<PerClass<u64>>], plan: &Plan) -> bool {
+        let has_credit = |uplink: u8, at: usize| {
+            ways.get(usize::from(uplink)).copied().flatten().is_none_or(|credits: PerClass<u64>| credits[at] > 0)
+        };
+        let waits = |(at, lane): (usize, &Lane)| {
+            let is_queued = !lane.live.is_empty() || !lane.backlog.is_empty();
+            is_queued && plan.routes[at].held().is_none() && {
+                let uplinks = &plan.uplinks[at];
+                uplinks.is_empty() || uplinks.iter().any(|&uplink| has_credit(uplink, at))
+            }
+        };
+        self.schedule.unwritten_bytes() > 0 || self.lanes.iter().enumerate().any(waits)
     }
 
     /// How much the block that this stream would send next is worth for each byte and second that is left to it; 0 if it is held.
@@ -197,7 +206,7 @@ impl Lanes {
         let wait = wait(now_us + self.ahead_us, block.header.born_us, block.gone_us);
         let is_raw = |&(stream, _): &(u16, u32)| plan.level_if_sent(stream, wait) == Level::Raw;
         let untouched = !block.parts.is_empty() && block.parts.iter().all(is_raw);
-        if plan.prices.is_free() || class == Class::Critical || untouched {
+        if !plan.folds(class) || class == Class::Critical || untouched {
             return (bytes, 0);
         }
         let thinning = |stream: u16| match plan.level_if_sent(stream, wait) {

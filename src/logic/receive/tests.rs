@@ -13,7 +13,14 @@ fn now(seconds: u64) -> Now {
 }
 
 fn hello(epoch: u64, held: &[u64]) -> Hello {
-    Hello { protocol: PROTOCOL_VERSION, epoch, held_epochs: held.to_vec(), software: String::new(), service_us: 0 }
+    Hello {
+        protocol: PROTOCOL_VERSION,
+        epoch,
+        held_epochs: held.to_vec(),
+        software: String::new(),
+        service_us: 0,
+        answers: true,
+    }
 }
 
 fn header(lane: Class, epoch: u64, first: u64, last: u64) -> BlockHeader {

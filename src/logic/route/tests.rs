@@ -56,6 +56,7 @@ fn view(rtt_ms: u64) -> UplinkView {
         allowance: None,
         paid_price: None,
         advice: 1.0,
+        load: LoadLevel::Idle,
     }
 }
 

@@ -13,14 +13,15 @@ use bytes::{Bytes, BytesMut};
 
 use crate::graph::Stamp;
 use crate::ids::{Class, Epoch, PerClass, Void};
+use crate::pressure::CreditReturn;
 use crate::wire::{
-    self, Ack, Body, CloudLoad, Control, Credits, DigestBytes, FrameError, Hello, LaneRanges, PROTOCOL_VERSION, Ping,
-    VoidRange, Voids, Welcome,
+    self, Ack, AskedQuestion, Body, CloudLoad, Control, Credits, DigestBytes, FrameError, GivenAnswer, Hello, LaneRanges,
+    PROTOCOL_VERSION, Ping, QUESTION_LEN_MAX, VoidRange, Voids, Welcome,
 };
 
 mod backoff;
 
-pub use backoff::Backoff;
+pub use backoff::{Backoff, Jitter};
 
 /// Times of a session, in microseconds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -59,6 +60,13 @@ pub enum SessionOutput {
     Advice(Bytes),
     /// The cloud is busier, or less busy, than it was.
     Load(CloudLoad),
+    /// Somebody in the cloud asks why; [`Session::answer`] is to be called.
+    Asked {
+        /// The question's number.
+        id: u32,
+        /// The question.
+        text: String,
+    },
     /// A heartbeat was written.
     Pinged,
     /// A heartbeat was answered.
@@ -134,6 +142,10 @@ pub struct SessionCounters {
     pub downs: u64,
     /// Messages of a kind this version does not know.
     pub unknown_messages: u64,
+    /// Questions taken.
+    pub questions: u64,
+    /// Questions refused: too long, or too many at once.
+    pub questions_refused: u64,
 }
 
 /// Credit until the cloud's first word on it: what a small box may have under way in any case.
@@ -158,8 +170,11 @@ pub struct Session {
     pings: VecDeque<(u64, u64)>,
     rtt_us: Option<u64>,
     credits: PerClass<u64>,
+    credit_return: CreditReturn,
     lease_end_us: u64,
     load: CloudLoad,
+    /// Since when questions are counted, and how many there were.
+    asked: (u64, u32),
     outputs: VecDeque<SessionOutput>,
     counters: SessionCounters,
     last_down: Option<DownReason>,
@@ -181,8 +196,10 @@ impl Session {
             pings: VecDeque::new(),
             rtt_us: None,
             credits: [0; 4],
+            credit_return: CreditReturn::new(seed),
             lease_end_us: 0,
             load: CloudLoad::default(),
+            asked: (now_us, 0),
             outputs: VecDeque::new(),
             counters: SessionCounters::default(),
             last_down: None,
@@ -199,9 +216,10 @@ impl Session {
         self.state == State::Up
     }
 
-    /// Bytes per class that may be under way now.
+    /// Bytes per class that may be under way now. What was lost and came back counts after a while, see [`CreditReturn`].
     pub fn credits(&self, now_us: u64) -> PerClass<u64> {
-        if now_us < self.lease_end_us { self.credits } else { [0; 4] }
+        let usable = |class: Class| now_us < self.lease_end_us && self.credit_return.is_usable(now_us, class);
+        Class::ALL.map(|class| if usable(class) { self.credits[class.index()] } else { 0 })
     }
 
     /// How busy the cloud is, as it last said in this session.
@@ -240,6 +258,7 @@ impl Session {
             held_epochs: held_epochs.iter().map(|epoch| epoch.0).collect(),
             software: software.to_owned(),
             service_us: now_us,
+            answers: true,
         };
         self.write(Body::Hello(hello));
     }
@@ -277,6 +296,7 @@ impl Session {
                     self.counters.ups += 1;
                     self.next_ping_us = now_us;
                     self.credits = [FIRST_CREDIT_BYTES; 4];
+                    self.credit_return.restart();
                     self.lease_end_us = now_us + FIRST_LEASE_US;
                     self.outputs.push_back(SessionOutput::Greeted { last_stamp, node });
                     self.outputs.push_back(SessionOutput::Up);
@@ -297,8 +317,9 @@ impl Session {
                 }
             }
             Some(Body::Credits(Credits { bytes, lease_ms })) => {
-                for (credit, &bytes) in self.credits.iter_mut().zip(&bytes) {
-                    *credit = bytes;
+                for (class, &bytes) in Class::ALL.into_iter().zip(&bytes) {
+                    self.credits[class.index()] = bytes;
+                    self.credit_return.granted(now_us, class, bytes);
                 }
                 self.lease_end_us = now_us + u64::from(lease_ms) * 1_000;
             }
@@ -310,7 +331,8 @@ impl Session {
                     self.outputs.push_back(SessionOutput::Load(load));
                 }
             }
-            Some(Body::Hello(_) | Body::Voids(_) | Body::Ping(_) | Body::Digest(_)) | None => {
+            Some(Body::Question(question)) => self.asked(now_us, question),
+            Some(Body::Hello(_) | Body::Voids(_) | Body::Ping(_) | Body::Digest(_) | Body::Answer(_)) | None => {
                 self.counters.unknown_messages += 1
             }
         }
@@ -329,6 +351,29 @@ impl Session {
                 }
             }
         }
+    }
+
+    fn asked(&mut self, now_us: u64, question: AskedQuestion) {
+        if now_us >= self.asked.0.saturating_add(QUESTIONS_SPAN_US) {
+            self.asked = (now_us, 0);
+        }
+        self.asked.1 += 1;
+        if self.asked.1 > QUESTIONS_MAX || question.text.len() > QUESTION_LEN_MAX {
+            self.counters.questions_refused += 1;
+            let error = format!("the box takes {QUESTIONS_MAX} questions a second of {QUESTION_LEN_MAX} bytes: ask again");
+            return self.answer(question.id, Err(error));
+        }
+        self.counters.questions += 1;
+        self.outputs.push_back(SessionOutput::Asked { id: question.id, text: question.text });
+    }
+
+    /// Answers [`SessionOutput::Asked`] with JSON of at most [`wire::ANSWER_LEN_MAX`] bytes, or why there is none.
+    pub fn answer(&mut self, id: u32, answer: Result<String, String>) {
+        let (json, error) = match answer {
+            Ok(json) => (Bytes::from(json), String::new()),
+            Err(error) => (Bytes::new(), error),
+        };
+        self.write(Body::Answer(GivenAnswer { id, json, error }));
     }
 
     /// Tells the cloud of the gateway's part of the health graph.
@@ -468,6 +513,9 @@ impl Session {
     }
 }
 
+/// Questions that are answered in a second: each costs about as much as a plan.
+const QUESTIONS_MAX: u32 = 8;
+const QUESTIONS_SPAN_US: u64 = 1_000_000;
 /// When a session that was stopped tries again: never.
 const STOPPED_US: u64 = u64::MAX;
 /// Heartbeats whose answer is still awaited: with one a second more than the silence limit lets live.

@@ -75,6 +75,20 @@ fn credits_end_with_their_lease() {
 }
 
 #[test]
+fn credits_that_come_back_are_used_in_turn_critical_first() {
+    let mut session = up();
+    let mut give = |at_us: u64, bytes: [u64; 4]| {
+        let lease_ms = 200_000;
+        session.control(at_us, &frame(Body::Credits(Credits { bytes: bytes.to_vec(), lease_ms })));
+        session.credits(at_us)
+    };
+    assert_eq!(give(3_000, [0; 4]), [0; 4]);
+    assert_eq!(give(60_000_000, [9; 4]), [9, 0, 0, 9], "a plan holds bulk by other means");
+    assert_eq!(give(75_000_000, [8; 4])[..2], [8, 8], "a renewal changes nothing");
+    assert_eq!(give(120_000_000, [7; 4]), [7; 4], "after as long as there were none");
+}
+
+#[test]
 fn a_change_of_the_clouds_load_is_told_and_forgotten_with_the_session() {
     let mut session = up();
     outputs(&mut session);
@@ -88,6 +102,24 @@ fn a_change_of_the_clouds_load_is_told_and_forgotten_with_the_session() {
     session.tick(60_000_000, Default::default);
     session.connected(60_001_000, Epoch(7), &[], "test");
     assert_eq!(session.load(), CloudLoad::default());
+}
+
+#[test]
+fn questions_are_taken_a_few_at_a_time_and_the_others_are_told_so() {
+    let mut session = up();
+    outputs(&mut session);
+    let ask = |id, text: &str| frame(Body::Question(AskedQuestion { id, text: text.to_owned() }));
+    for id in 0..QUESTIONS_MAX + 2 {
+        session.control(5_000_000, &ask(id, "stream=pumps"));
+    }
+    session.control(7_000_000, &ask(90, &"x".repeat(QUESTION_LEN_MAX + 1)));
+    let outputs = outputs(&mut session);
+    let asked = outputs.iter().filter(|output| matches!(output, SessionOutput::Asked { .. })).count();
+    assert_eq!((asked, outputs.len()), (QUESTIONS_MAX as usize, QUESTIONS_MAX as usize + 3), "each has an answer or a word");
+    assert_eq!((session.counters().questions, session.counters().questions_refused), (QUESTIONS_MAX.into(), 3));
+    session.control(9_000_000, &ask(91, ""));
+    assert_eq!(session.poll(), Some(SessionOutput::Asked { id: 91, text: String::new() }));
+    assert!(session.is_up());
 }
 
 #[test]

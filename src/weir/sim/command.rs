@@ -56,7 +56,7 @@ pub struct SimArgs {
     /// Recorded messages, as `mosquitto_sub -t '#' -F '%U %t %x'` writes them
     #[arg(long, value_name = "FILE", requires = "config")]
     pub data: Option<PathBuf>,
-    /// In place of a link: so many boxes lose their cloud for five minutes and come back
+    /// In place of a link: so many boxes lose their cloud for five minutes, and another time it is overloaded for a minute
     #[arg(long, value_name = "BOXES", conflicts_with_all = ["link", "all", "load", "workload", "deadlines", "config"])]
     pub fleet: Option<usize>,
 }
@@ -110,7 +110,9 @@ fn run_own(args: &SimArgs, config: &Path, data: &Path) -> anyhow::Result<()> {
 
 fn run_fleet(boxes: usize, seed: u64, json: Option<&Path>) -> anyhow::Result<()> {
     anyhow::ensure!((1..=fleet::SITES_MAX).contains(&boxes), "--fleet is 1 to {} boxes", fleet::SITES_MAX);
-    let outcome = fleet::run(&FleetSpec::outage(boxes, seed));
+    let outage = fleet::run(&FleetSpec::outage(boxes, seed));
+    let overload = fleet::run(&FleetSpec::overload(boxes, seed));
+    let (outcome, flow) = (&outage, overload.flow.clone().unwrap_or_default());
     let seconds = |value: Option<f64>| value.map_or_else(|| "not before the end".to_owned(), |s| format!("{s:.1} s"));
     writeln!(
         io::stdout(),
@@ -123,8 +125,24 @@ fn run_fleet(boxes: usize, seed: u64, json: Option<&Path>) -> anyhow::Result<()>
         seconds(outcome.half_back_s),
         seconds(outcome.all_back_s)
     )?;
+    writeln!(
+        io::stdout(),
+        "{boxes} boxes, cloud overloaded for {:.0} s: at most {} attempts a second meanwhile and {} after; at most {:.0} kB/s after, \
+         {:.1} times the usual {:.0}; queue at most {} % full; critical data waited {:.1} s at most; all were back to normal \
+         after {}, with {:.0} % of the bytes folded and none lost",
+        flow.overloaded_s,
+        overload.attempts_peak_per_s,
+        overload.attempts_after_peak_per_s,
+        flow.after_peak_bytes_per_s / 1e3,
+        flow.after_peak_ratio,
+        flow.steady_bytes_per_s / 1e3,
+        flow.queue_peak_percent,
+        flow.critical_wait_s,
+        seconds(flow.drained_s),
+        flow.folded_bytes / flow.raw_bytes * 100.0
+    )?;
     if let Some(path) = json {
-        let text = serde_json::to_string_pretty(&outcome)?;
+        let text = serde_json::to_string_pretty(&serde_json::json!({ "outage": outage, "overload": overload }))?;
         std::fs::write(path, text + "\n").with_context(|| format!("cannot write {}", path.display()))?;
     }
     Ok(())

@@ -4,6 +4,7 @@
 //! each site is a real [`Session`] with its backoff, and no more of the box than that, so that thousands of them run in
 //! seconds. Sites hang on carriers and talk to clouds, and [`Fault`]s take either away for a while, all at once or site
 //! by site. A cloud takes handshakes one after another, and drops what comes when too many wait, as the real one does.
+//! With a [`FlowSpec`] the boxes also have data, and the cloud's database can become slow.
 //!
 //! Everything is drawn from one seed: the same seed gives the same figures to the byte.
 
@@ -14,9 +15,14 @@ use bytes::BytesMut;
 use serde::Serialize;
 use weir_logic::ids::Epoch;
 use weir_logic::uplink::{Session, SessionLimits, SessionOutput};
-use weir_logic::wire::{self, Body, PROTOCOL_VERSION, Pong, Welcome};
+use weir_logic::wire::{self, Body, LoadLevel, PROTOCOL_VERSION, Pong, Welcome};
 
 use crate::link::model::Random;
+
+mod flow;
+
+use flow::{BOX_STEP_US, Flow, SINK_STEP_US};
+pub use flow::{FlowOutcome, FlowSpec};
 
 /// Most sites of a fleet. Source: a heartbeat a second of each is an event; ten minutes of these take about a minute.
 pub const SITES_MAX: usize = 50_000;
@@ -41,6 +47,8 @@ pub struct FleetSpec {
     pub session: SessionLimits,
     /// What fails.
     pub faults: Vec<Fault>,
+    /// The data that they send; `None` if it is about connections alone.
+    pub flow: Option<FlowSpec>,
     /// Length of the run.
     pub run_s: u64,
     /// What everything is drawn from.
@@ -92,6 +100,8 @@ pub struct FleetOutcome {
     pub attempts_by_s: Vec<u64>,
     /// Sites that are up, by second.
     pub up_by_s: Vec<u64>,
+    /// What became of the data, if there were any.
+    pub flow: Option<FlowOutcome>,
 }
 
 impl FleetSpec {
@@ -111,9 +121,26 @@ impl FleetSpec {
                 backoff_us: (SECOND_US / 2, 30 * SECOND_US),
             },
             faults: vec![Fault { what, from_s: 60, length_s: 300, spread_s: 0 }],
+            flow: None,
             run_s: 600,
             seed,
         }
+    }
+
+    /// A cloud whose database is slow for so long that it is overloaded for about a minute; each box sends 2 kB/s.
+    pub fn overload(sites: usize, seed: u64) -> FleetSpec {
+        let of_all = 2_000.0 * sites as f64;
+        let flow = FlowSpec {
+            bytes_per_s: [20.0, 200.0, 1_000.0, 780.0],
+            link_bytes_per_s: 25_000.0,
+            // The default of 64 MiB for 2,000 boxes: what they send in 17 s.
+            queue_bytes: 16.8 * of_all,
+            credit_bytes: 8 << 20,
+            sink_bytes_per_s: 2.5 * of_all,
+            slow_s: (60, 70),
+            slow_part: 0.02,
+        };
+        FleetSpec { faults: Vec::new(), flow: Some(flow), run_s: 420, ..FleetSpec::outage(sites, seed) }
     }
 }
 
@@ -147,6 +174,10 @@ enum Event {
     Welcome(u64),
     /// The cloud's answer to a ping.
     Pong(u64, u64),
+    /// A box's sensors and its link.
+    Pour,
+    /// A cloud's database; the number beside it is the cloud's.
+    Drain,
 }
 
 /// One server of handshakes.
@@ -160,6 +191,7 @@ struct Fleet<'a> {
     spec: &'a FleetSpec,
     sites: Vec<Site>,
     clouds: Vec<CloudState>,
+    flow: Option<Flow>,
     /// Time, order, site, event.
     queue: BinaryHeap<Reverse<(u64, u64, usize, Event)>>,
     order: u64,
@@ -178,6 +210,7 @@ impl<'a> Fleet<'a> {
             spec,
             sites: Vec::new(),
             clouds: (0..spec.clouds.max(1)).map(|_| CloudState::default()).collect(),
+            flow: None,
             queue: BinaryHeap::new(),
             order: 0,
             now_us: 0,
@@ -190,10 +223,18 @@ impl<'a> Fleet<'a> {
             // They were switched on at some time in the first half minute.
             let start_us = (random.unit() * 30e6) as u64;
             let rtt_us = (rtts[carrier] * (0.8 + 0.4 * random.unit())) as u64;
-            let session = Session::new(start_us, spec.session, spec.seed.wrapping_mul(0x9e37_79b9).wrapping_add(index as u64));
+            let session = Session::new(start_us, spec.session, seed_of(spec, index));
             let cloud = index % fleet.clouds.len();
             fleet.sites.push(Site { session, carrier, cloud, rtt_us, connection: 0, tick_us: start_us });
             fleet.push(start_us, index, Event::Tick);
+            if spec.flow.is_some() {
+                fleet.push(start_us, index, Event::Pour);
+            }
+        }
+        if let Some(flow) = &spec.flow {
+            let seeds = (0..fleet.sites.len()).map(|index| seed_of(spec, index));
+            fleet.flow = Some(Flow::new(flow, seeds, fleet.clouds.len(), spec.run_s));
+            (0..fleet.clouds.len()).for_each(|cloud| fleet.push(0, cloud, Event::Drain));
         }
         fleet
     }
@@ -204,8 +245,30 @@ impl<'a> Fleet<'a> {
                 break;
             }
             self.now_us = at_us;
+            if event == Event::Drain {
+                self.drain(site);
+                continue;
+            }
             self.event(site, event);
             self.carry_out(site);
+        }
+    }
+
+    /// A cloud's database takes what it can, and all its boxes that are up hear what is new.
+    fn drain(&mut self, cloud: usize) {
+        let Some(flow) = &mut self.flow else { return };
+        let news = flow.drain(self.now_us, cloud);
+        self.push(self.now_us + SINK_STEP_US, cloud, Event::Drain);
+        if news.is_empty() {
+            return;
+        }
+        let bytes = encoded(news);
+        for index in 0..self.sites.len() {
+            let site = &mut self.sites[index];
+            if site.cloud == cloud && site.session.is_up() {
+                site.session.control(self.now_us, &bytes);
+                self.carry_out(index);
+            }
         }
     }
 
@@ -217,22 +280,25 @@ impl<'a> Fleet<'a> {
     fn event(&mut self, index: usize, event: Event) {
         let now_us = self.now_us;
         let site = &mut self.sites[index];
-        let answer = |body: Body| {
-            let mut bytes = Vec::new();
-            wire::encode_control(body, &mut bytes);
-            bytes
-        };
         match event {
             Event::Tick if site.tick_us == now_us => site.session.tick(now_us, || [0; 4]),
             Event::Connected(connection) if site.connection == connection => {
                 site.session.connected(now_us, Epoch(index as u64 + 1), &[], "sim");
             }
             Event::Welcome(connection) if site.connection == connection => {
-                let welcome = Welcome { protocol: PROTOCOL_VERSION, ..Welcome::default() };
-                site.session.control(now_us, &answer(Body::Welcome(welcome)));
+                let welcome = Body::Welcome(Welcome { protocol: PROTOCOL_VERSION, ..Welcome::default() });
+                let more = self.flow.as_ref().map(|flow| flow.greeting(site.cloud)).unwrap_or_default();
+                site.session.control(now_us, &encoded(std::iter::once(welcome).chain(more)));
             }
             Event::Pong(connection, nonce) if site.connection == connection => {
-                site.session.control(now_us, &answer(Body::Pong(Pong { nonce })));
+                site.session.control(now_us, &encoded([Body::Pong(Pong { nonce })]));
+            }
+            Event::Pour => {
+                let credits = site.session.is_up().then(|| site.session.credits(now_us));
+                if let Some(flow) = &mut self.flow {
+                    flow.pour(now_us, index, site.cloud, credits);
+                }
+                self.push(now_us + BOX_STEP_US, index, Event::Pour);
             }
             _ => {}
         }
@@ -245,12 +311,16 @@ impl<'a> Fleet<'a> {
                 SessionOutput::Connect => self.connect(index),
                 SessionOutput::Write(bytes) => self.write(index, &bytes),
                 SessionOutput::Disconnect(_) => self.sites[index].connection += 1,
-                SessionOutput::Up => self.up += 1,
+                SessionOutput::Up => {
+                    self.up += 1;
+                    self.tell(index, LoadLevel::Idle);
+                }
+                SessionOutput::Load(load) => self.tell(index, load.level()),
                 SessionOutput::Down(_) => self.up -= 1,
                 SessionOutput::Greeted { .. }
                 | SessionOutput::NeedFull
                 | SessionOutput::Advice(_)
-                | SessionOutput::Load(_)
+                | SessionOutput::Asked { .. }
                 | SessionOutput::Pinged
                 | SessionOutput::Heartbeat { .. }
                 | SessionOutput::Failed(_)
@@ -265,6 +335,12 @@ impl<'a> Fleet<'a> {
         if due_us != site.tick_us {
             site.tick_us = due_us;
             self.push(due_us, index, Event::Tick);
+        }
+    }
+
+    fn tell(&mut self, index: usize, level: LoadLevel) {
+        if let Some(flow) = &mut self.flow {
+            flow.tell(self.now_us, index, level);
         }
     }
 
@@ -324,7 +400,10 @@ impl<'a> Fleet<'a> {
 
     fn outcome(self) -> FleetOutcome {
         let ends = self.spec.faults.iter().map(|fault| fault.from_s + fault.spread_s + fault.length_s);
-        let (first_s, over_s) = (self.spec.faults.iter().map(|fault| fault.from_s).min(), ends.max());
+        let slow = self.spec.flow.as_ref().map(|flow| flow.slow_s);
+        let ends = ends.chain(slow.map(|(from_s, length_s)| from_s + length_s));
+        let begins = self.spec.faults.iter().map(|fault| fault.from_s).chain(slow.map(|(from_s, _)| from_s));
+        let (first_s, over_s) = (begins.min(), ends.max());
         let over_s = over_s.unwrap_or(0).min(self.spec.run_s) as usize;
         let first_s = first_s.unwrap_or(0).min(over_s as u64) as usize;
         let peak = |seconds: &[u64]| seconds.iter().copied().max().unwrap_or(0);
@@ -354,8 +433,19 @@ impl<'a> Fleet<'a> {
             all_back_s: back_s(sites as u64),
             up_by_s: (0..self.attempts_by_s.len()).map(up_at).collect(),
             attempts_by_s: self.attempts_by_s,
+            flow: self.flow.map(Flow::outcome),
         }
     }
+}
+
+fn seed_of(spec: &FleetSpec, index: usize) -> u64 {
+    spec.seed.wrapping_mul(0x9e37_79b9).wrapping_add(index as u64)
+}
+
+fn encoded(bodies: impl IntoIterator<Item = Body>) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    bodies.into_iter().for_each(|body| wire::encode_control(body, &mut bytes));
+    bytes
 }
 
 #[cfg(test)]
@@ -376,9 +466,28 @@ mod tests {
 
     #[test]
     fn the_same_seed_gives_the_same_fleet_to_the_byte() {
-        let text = |seed| serde_json::to_string(&run(&FleetSpec::outage(50, seed))).expect("figures");
-        assert_eq!(text(1), text(1));
-        assert_ne!(text(1), text(2));
+        for spec in [FleetSpec::outage, FleetSpec::overload] {
+            let text = |seed| serde_json::to_string(&run(&spec(50, seed))).expect("figures");
+            assert_eq!(text(1), text(1));
+            assert_ne!(text(1), text(2));
+        }
+    }
+
+    #[test]
+    fn two_hundred_boxes_wait_for_a_busy_cloud_and_come_back_without_a_wave() {
+        let outcome = run(&FleetSpec::overload(200, 1));
+        let flow = outcome.flow.expect("it has data");
+        assert_eq!(outcome.up_by_s[59..].iter().min(), Some(&200), "nobody hangs up for it");
+        assert_eq!((outcome.attempts_peak_per_s, outcome.attempts_after_peak_per_s), (0, 0));
+        assert!((45.0..75.0).contains(&flow.overloaded_s) && flow.overloads == 1, "{flow:?}");
+        // About two and a half times for a large fleet; few boxes return less evenly.
+        assert!(flow.after_peak_ratio < 3.3, "{}", flow.after_peak_ratio);
+        assert!(flow.critical_wait_s <= 1.0 && flow.queue_peak_percent < 90, "{flow:?}");
+        assert!(flow.drained_s.is_some_and(|drained_s| drained_s < 240.0), "{:?}", flow.drained_s);
+        let known = flow.stored_raw_bytes + flow.held_raw_bytes;
+        assert!((known / flow.raw_bytes - 1.0).abs() < 1e-9, "nothing is lost: {known} of {}", flow.raw_bytes);
+        let folded = flow.folded_bytes / flow.raw_bytes;
+        assert!(folded > 0.02 && folded < 0.4, "{folded}");
     }
 
     #[test]

@@ -132,8 +132,14 @@ impl Control {
     }
 
     async fn hello(&mut self, epoch: u64) {
-        let hello =
-            Hello { protocol: PROTOCOL_VERSION, epoch, held_epochs: vec![], software: "test".to_owned(), service_us: 0 };
+        let hello = Hello {
+            protocol: PROTOCOL_VERSION,
+            epoch,
+            held_epochs: vec![],
+            software: "test".to_owned(),
+            service_us: 0,
+            answers: true,
+        };
         self.say(Body::Hello(hello)).await;
         while !matches!(self.hear().await.unwrap(), Body::Welcome(_)) {}
     }

@@ -16,10 +16,11 @@ use crate::ids::{BlockKey, VoidReason};
 use crate::ingest::ConnId;
 use crate::ingest::{Scored, Verdict};
 use crate::lanes::Durability;
+use crate::load;
 use crate::mqtt::UserIndex;
 use crate::ranges::RangeSet;
 use crate::store::CommitRequest;
-use crate::wire::{AdviceBytes, Body, LaneStream};
+use crate::wire::{AdviceBytes, Body, CloudLoad, LaneStream, LoadLevel};
 
 #[derive(Debug, Clone, Copy)]
 enum Ev {
@@ -754,7 +755,7 @@ impl World {
     }
 
     /// The connection breaks: what is on the way is lost, and each side hears of it in its own time.
-    fn break_link(&mut self, uplink: usize) {
+    pub(super) fn break_link(&mut self, uplink: usize) {
         let Some(session) = self.links[uplink].session else { return };
         let open = self.sessions.get_mut(&session).expect("kept");
         open.gateway_has_it = false;
@@ -913,6 +914,15 @@ impl World {
     pub(super) fn advise(&mut self, advice: &Advice) {
         let advice = prost::Message::encode_to_vec(advice).into();
         self.cloud.say(&Body::Advice(AdviceBytes { advice }));
+        self.serve_cloud();
+    }
+
+    /// The cloud says how busy it is, and gives credits as it does then; or takes none away.
+    pub(super) fn cloud_load(&mut self, level: LoadLevel, takes_credits: bool) {
+        let stalled = takes_credits && level == LoadLevel::Stalled;
+        let overloaded = takes_credits && level == LoadLevel::Overloaded;
+        self.cloud.set_credits(self.now, load::credits(1 << 20, stalled, overloaded));
+        self.cloud.say(&Body::Load(CloudLoad { level: level as u32, queue_percent: 80, commit_us: 5_000 }));
         self.serve_cloud();
     }
 
