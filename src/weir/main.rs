@@ -11,6 +11,7 @@ use weir::explain::ExplainArgs;
 use weir::graph::GraphArgs;
 use weir::link::command::LinkArgs;
 use weir::pki::PkiCommand;
+use weir::policy::PolicyCommand;
 use weir::runtime::RuntimeCommand;
 use weir::sim::command::SimArgs;
 
@@ -39,6 +40,9 @@ enum Command {
     /// Make a certificate authority and issue certificates
     #[command(subcommand)]
     Pki(PkiCommand),
+    /// Make keys for policies, and sign them
+    #[command(subcommand)]
+    Policy(PolicyCommand),
     /// Look into a box's buffer
     #[command(subcommand)]
     Buffer(BufferCommand),
@@ -84,6 +88,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Graph(args) => return weir::graph::run(&args, &mut io::stdout().lock()),
         Command::Sim(args) => weir::sim::command::run(&args)?,
         Command::Pki(command) => command.run(&mut io::stdout().lock())?,
+        Command::Policy(command) => command.run(&mut io::stdout().lock())?,
         Command::Buffer(command) => weir::buffer::run(command)?,
         Command::Runtime(command) => weir::runtime::run(&command)?,
         Command::Passwd => weir::passwd::run()?,
