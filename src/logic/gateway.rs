@@ -22,10 +22,12 @@ pub use answers::{
 };
 pub use events::{Event, Input, Output};
 pub use federation::FederationCounts;
+pub use offers::{PolicyNews, PolicyStart, PolicyView};
 
 use control::{Control, close_reason};
 use federation::Federation;
 use losses::Losses;
+use offers::Offers;
 use ways::Way;
 
 /// What the gateway starts with.
@@ -43,6 +45,8 @@ pub struct Start<'a> {
     pub found: Found<'a>,
     /// By uplink: what was saved of its month's budget.
     pub budgets: &'a [BudgetLevel],
+    /// Which policy it is, and what is to be told of others.
+    pub policy: PolicyStart,
 }
 
 /// The composition: ingest, lanes, uplinks and the plan between them.
@@ -58,6 +62,7 @@ pub struct Gateway {
     federation: Federation,
     control: Control,
     changes: Changes,
+    offers: Offers,
     software: String,
     outputs: VecDeque<Output>,
     safe: PerClass<u64>,
@@ -106,6 +111,7 @@ impl Gateway {
             lanes,
             uplinks,
             changes: Changes::default(),
+            offers: Offers::new(&start.policy),
             software: start.software.to_owned(),
             outputs: VecDeque::new(),
             commit_failing: false,
@@ -161,6 +167,7 @@ impl Gateway {
                     self.uplinks[usize::from(uplink)].retry_now(now_us);
                 }
             }
+            Input::PolicyChecked { version, result } => self.policy_checked(now_us, version, result),
             Input::Stop => self.stop(now),
         }
         self.settle(now);
@@ -252,10 +259,12 @@ impl Gateway {
                 SessionOutput::Greeted { last_stamp, node } => self.greeted(index, last_stamp, &node),
                 SessionOutput::NeedFull => self.need_full(index),
                 SessionOutput::Advice(advice) => self.advised(now_us, &advice),
+                SessionOutput::PolicyOffer(offer) => self.offered(now_us, offer),
                 SessionOutput::Load(load) => self.outputs.push_back(Output::Event(Event::CloudLoad { uplink, load })),
                 SessionOutput::Up => {
                     self.lanes.set_uplink_up(now_us, true);
                     self.control.at_once = true;
+                    self.greet_with_policy(index);
                     self.outputs.push_back(Output::Event(Event::UplinkUp { uplink }));
                 }
                 SessionOutput::Failed(reason) => {
@@ -419,6 +428,7 @@ mod control;
 mod events;
 mod federation;
 mod losses;
+mod offers;
 #[cfg(test)]
 mod tests;
 mod ways;

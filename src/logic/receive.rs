@@ -253,7 +253,10 @@ impl Receiver {
             | Body::Digest(_)
             | Body::NeedFull(_)
             | Body::Advice(_)
-            | Body::Load(_) => self.counters.controls_ignored += 1,
+            | Body::Load(_)
+            // What a gateway says of policies is for whoever keeps those.
+            | Body::PolicyOffer(_)
+            | Body::PolicyState(_) => self.counters.controls_ignored += 1,
         }
     }
 

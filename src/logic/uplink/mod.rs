@@ -15,7 +15,7 @@ use crate::graph::Stamp;
 use crate::ids::{Class, Epoch, PerClass, Void};
 use crate::wire::{
     self, Ack, Body, CloudLoad, Control, Credits, DigestBytes, FrameError, Hello, LaneRanges, PROTOCOL_VERSION, Ping,
-    VoidRange, Voids, Welcome,
+    PolicyOffer, PolicyState, VoidRange, Voids, Welcome,
 };
 
 mod backoff;
@@ -59,6 +59,8 @@ pub enum SessionOutput {
     Advice(Bytes),
     /// The cloud is busier, or less busy, than it was.
     Load(CloudLoad),
+    /// The cloud has a policy for this box.
+    PolicyOffer(PolicyOffer),
     /// A heartbeat was written.
     Pinged,
     /// A heartbeat was answered.
@@ -199,6 +201,11 @@ impl Session {
         self.state == State::Up
     }
 
+    /// When the cloud last said anything in a session, in service time.
+    pub fn heard_us(&self) -> u64 {
+        self.heard_us
+    }
+
     /// Bytes per class that may be under way now.
     pub fn credits(&self, now_us: u64) -> PerClass<u64> {
         if now_us < self.lease_end_us { self.credits } else { [0; 4] }
@@ -310,7 +317,8 @@ impl Session {
                     self.outputs.push_back(SessionOutput::Load(load));
                 }
             }
-            Some(Body::Hello(_) | Body::Voids(_) | Body::Ping(_) | Body::Digest(_)) | None => {
+            Some(Body::PolicyOffer(offer)) => self.outputs.push_back(SessionOutput::PolicyOffer(offer)),
+            Some(Body::Hello(_) | Body::Voids(_) | Body::Ping(_) | Body::Digest(_) | Body::PolicyState(_)) | None => {
                 self.counters.unknown_messages += 1
             }
         }
@@ -334,6 +342,11 @@ impl Session {
     /// Tells the cloud of the gateway's part of the health graph.
     pub fn send_digest(&mut self, digest: Vec<u8>) {
         self.write(Body::Digest(DigestBytes { digest: digest.into() }));
+    }
+
+    /// Tells the cloud which policy the gateway has, and what became of the last one offered.
+    pub fn send_policy_state(&mut self, state: PolicyState) {
+        self.write(Body::PolicyState(state));
     }
 
     /// Tells the cloud what was given up; at most [`VOIDS_PER_MESSAGE_MAX`] at a time.

@@ -251,6 +251,7 @@ impl<'a> Fleet<'a> {
                 | SessionOutput::NeedFull
                 | SessionOutput::Advice(_)
                 | SessionOutput::Load(_)
+                | SessionOutput::PolicyOffer(_)
                 | SessionOutput::Pinged
                 | SessionOutput::Heartbeat { .. }
                 | SessionOutput::Failed(_)

@@ -16,7 +16,7 @@ use std::collections::{BTreeMap, BinaryHeap};
 
 use bytes::{Bytes, BytesMut};
 use weir_logic::block::{BlockHeader, Codec, RecordKind};
-use weir_logic::gateway::{Gateway, Input, Output, Start};
+use weir_logic::gateway::{Gateway, Input, Output, PolicyStart, Start};
 use weir_logic::health::PathStats;
 use weir_logic::ids::{BlockKey, Class, Epoch, PerClass};
 use weir_logic::ingest::{ConnId, Moment};
@@ -147,7 +147,8 @@ struct World<'a> {
 impl<'a> World<'a> {
     fn new(link: &'a Link, workload: &'a Workload, arrivals: &'a Arrivals, price: PriceLimits, seed: u64) -> Self {
         let found = Found::default();
-        let start = Start { epoch: EPOCH, seed, name: "sim", software: "sim", found, budgets: &[] };
+        let start =
+            Start { epoch: EPOCH, seed, name: "sim", software: "sim", found, budgets: &[], policy: PolicyStart::default() };
         let gateway = Gateway::new(moment(0), policy(link, workload, price), &start).expect("its own filters are right");
         World {
             link,
@@ -336,7 +337,9 @@ impl<'a> World<'a> {
                         transport.send(flow, block);
                     }
                 }
-                Output::ClientWrite { .. } | Output::ClientClose { .. } | Output::Infer(_) | Output::Event(_) => {}
+                Output::ClientWrite { .. } | Output::ClientClose { .. } | Output::Infer(_) => {}
+                // Its cloud offers no policies.
+                Output::CheckPolicy { .. } | Output::Event(_) => {}
             }
         }
         self.advance();
