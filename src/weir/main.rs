@@ -40,7 +40,7 @@ enum Command {
     /// Make a certificate authority and issue certificates
     #[command(subcommand)]
     Pki(PkiCommand),
-    /// Make keys for policies, and sign them
+    /// Make keys for policies, check them, and sign them
     #[command(subcommand)]
     Policy(PolicyCommand),
     /// Look into a box's buffer
@@ -83,12 +83,12 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::Demo(args) => return weir::demo::execute(&args),
         Command::Check(args) => return weir::check::run(&args),
+        Command::Policy(command) => return Ok(command.run(&mut io::stdout().lock())?),
         Command::Link(args) => return weir::link::command::run(&args),
         Command::Explain(args) => weir::explain::run(&args, &mut io::stdout().lock())?,
         Command::Graph(args) => return weir::graph::run(&args, &mut io::stdout().lock()),
         Command::Sim(args) => weir::sim::command::run(&args)?,
         Command::Pki(command) => command.run(&mut io::stdout().lock())?,
-        Command::Policy(command) => command.run(&mut io::stdout().lock())?,
         Command::Buffer(command) => weir::buffer::run(command)?,
         Command::Runtime(command) => weir::runtime::run(&command)?,
         Command::Passwd => weir::passwd::run()?,
