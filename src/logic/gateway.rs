@@ -186,7 +186,7 @@ impl Gateway {
         } else if self.is_scoring() {
             deadline = deadline.min(self.scored_by_us);
         }
-        deadline = deadline.min(self.lanes.send_due_us(&self.credits(self.now_us), &self.plan));
+        deadline = deadline.min(self.lanes.send_due_us(self.now_us, &self.credits(self.now_us), &self.plan));
         if !self.stopping {
             deadline = self.health.iter().filter_map(|health| health.deadline_us(self.now_us)).fold(deadline, u64::min);
         }

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use crate::ids::{Class, PerClass};
 use crate::policy::{Policy, StreamFidelity};
-use crate::price::{Explanation, Level, StreamValue};
+use crate::price::{Explanation, Level, Prices, StreamValue, Wait};
 use crate::route::{LaneRoute, UplinkView, route};
 
 /// The present decisions.
@@ -25,8 +25,10 @@ pub struct Plan {
     pub routes: PerClass<LaneRoute>,
     /// Uplinks that a critical block is sent over at the same time.
     pub critical_copies: u8,
-    /// Price of a byte of uplink, by which records are sent more coarsely or held.
+    /// Price of a byte of uplink, by which records are sent more coarsely or held; of those that have time.
     pub lambda: f64,
+    /// The same by the time that is left to a record.
+    pub prices: Prices,
     /// What records are worth, by stream; `None` for streams that are sent as they are stored, at any price.
     pub values: Arc<[Option<StreamValue>]>,
     /// True if any stream has a value: then the most urgent goes first, otherwise lanes have their shares.
@@ -53,9 +55,9 @@ impl Plan {
     }
 
     /// How finely a record of this age is sent now; `None` if it is held while anything else waits.
-    pub fn level(&self, stream: u16, age_us: u64) -> Option<Level> {
+    pub fn level(&self, stream: u16, wait: Wait) -> Option<Level> {
         match self.values.get(usize::from(stream)) {
-            Some(Some(value)) if self.lambda > 0.0 => value.level(age_us, self.lambda),
+            Some(Some(value)) => value.level_at(wait, &self.prices),
             _ => Some(Level::Raw),
         }
     }
@@ -64,25 +66,25 @@ impl Plan {
     ///
     /// `parts` are the raw bytes by stream; `None` for a stream that is not known. A stream without a value counts with its
     /// lane's usual worth. 0 if all of it is held.
-    pub fn urgency(&self, lane: Class, age_us: u64, parts: impl Iterator<Item = (Option<u16>, f64)>) -> f64 {
+    pub fn urgency(&self, lane: Class, wait: Wait, parts: impl Iterator<Item = (Option<u16>, f64)>) -> f64 {
         let usual = StreamValue::usual(lane);
         let (mut worth, mut bytes) = (0.0, 0.0);
         for (stream, raw) in parts {
             let value = stream.and_then(|stream| self.values.get(usize::from(stream)).copied().flatten());
-            let level = value.map_or(Some(Level::Raw), |value| value.level(age_us, self.lambda));
+            let level = value.map_or(Some(Level::Raw), |value| value.level_at(wait, &self.prices));
             let value = value.unwrap_or(usual);
             let Some(level) = level else { continue };
-            let left_s = value.lateness.left_us(age_us).map_or(LEFT_S_MAX, |left_us| left_us as f64 / 1e6);
+            let left_s = value.left_us(wait).map_or(LEFT_S_MAX, |left_us| left_us as f64 / 1e6);
             let part = value.ladder.worth(level).unwrap_or(1.0);
-            worth += raw * value.weight_at(age_us) * part / (left_s + PATIENCE_S);
+            worth += raw * value.weight_at(wait.age_us) * part / (left_s + PATIENCE_S);
             bytes += raw * level.bytes();
         }
         if bytes > 0.0 { worth / bytes } else { 0.0 }
     }
 
     /// How finely a record of this age is sent if it is sent although it would be held.
-    pub fn level_if_sent(&self, stream: u16, age_us: u64) -> Level {
-        self.level(stream, age_us).unwrap_or_else(|| {
+    pub fn level_if_sent(&self, stream: u16, wait: Wait) -> Level {
+        self.level(stream, wait).unwrap_or_else(|| {
             let value = self.values.get(usize::from(stream)).copied().flatten();
             value.and_then(|value| value.ladder.levels().last()).map_or(Level::Raw, |(level, _)| level)
         })
@@ -189,12 +191,12 @@ pub fn plan(policy: &Policy, view: &View<'_>, last: Option<&Plan>) -> Plan {
                 _ => (asked, Reason::Policy { asked }),
             };
             let level = match stream.value {
-                Some(value) if price.lambda > 0.0 => value.level(0, price.lambda),
-                _ => Some(Level::Raw),
+                Some(value) => value.level_at(Wait::of_age(0), &price.prices),
+                None => Some(Level::Raw),
             };
             let reason = match stream.value {
                 Some(value) if level != Some(Level::Raw) => Reason::Price {
-                    lambda: price.lambda,
+                    lambda: price.prices.at(value.lateness.left_us(0)),
                     weight: value.weight,
                     wanted_bytes: price.wanted_bytes as u64,
                     forecast_bytes: price.forecast_bytes as u64,
@@ -214,8 +216,8 @@ pub fn plan(policy: &Policy, view: &View<'_>, last: Option<&Plan>) -> Plan {
         _ => policy.streams.iter().map(|stream| stream.value).collect(),
     };
     let weighs = values.iter().any(Option::is_some);
-    let critical_copies = policy.critical_copies;
-    let mut plan = Plan { version: 1, streams, uplinks, routes, critical_copies, lambda: price.lambda, values, weighs };
+    let (critical_copies, lambda, prices) = (policy.critical_copies, price.lambda, price.prices);
+    let mut plan = Plan { version: 1, streams, uplinks, routes, critical_copies, lambda, prices, values, weighs };
     if let Some(last) = last {
         plan.version = last.version + u64::from(!plan.does_the_same(last));
     }
@@ -270,8 +272,9 @@ mod tests {
     }
 
     fn at(lambda: f64) -> View<'static> {
+        let prices = Prices::flat(lambda);
         View {
-            price: Explanation { lambda, wanted_bytes: 5.0, forecast_bytes: 4.0, ..Explanation::default() },
+            price: Explanation { lambda, prices, wanted_bytes: 5.0, forecast_bytes: 4.0, ..Explanation::default() },
             ..View::default()
         }
     }
@@ -302,8 +305,12 @@ mod tests {
         assert_eq!(levels, [all, all, Some(Level::Thin4), None, all]);
         assert!(matches!(plan.streams[3].reason, Reason::Price { wanted_bytes: 5, forecast_bytes: 4, .. }));
         assert_eq!(plan.streams[3].to_string(), "raw in lane bulk, no model, held");
+        let new = Wait::of_age(0);
         // Late binding: each record by its own age, by the same numbers.
-        assert_eq!((plan.level(2, 0), plan.level(3, 0), plan.level_if_sent(3, 0)), (Some(Level::Thin4), None, Level::Verdict));
+        assert_eq!(
+            (plan.level(2, new), plan.level(3, new), plan.level_if_sent(3, new)),
+            (Some(Level::Thin4), None, Level::Verdict)
+        );
     }
 
     #[test]

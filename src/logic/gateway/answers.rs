@@ -8,6 +8,7 @@ use super::Gateway;
 use crate::explain::{Change, candidate, levels, rejected};
 use crate::ids::{Class, Epoch};
 use crate::lanes::{HeldPlace, Place, Step};
+use crate::price::Wait;
 
 /// What is asked.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -289,7 +290,7 @@ impl Gateway {
             }
             Step::Waits { ahead_bytes } => {
                 let age_us = now_us.saturating_sub(held.born_us);
-                let is_held = held.streams.iter().all(|&stream| self.plan.level(stream, age_us).is_none());
+                let is_held = held.streams.iter().all(|&stream| self.plan.level(stream, Wait::of_age(age_us)).is_none());
                 let is_up = route.usable().any(|uplink| self.uplinks[usize::from(uplink)].is_up());
                 let why = match route.first() {
                     None => "no uplink may carry it".to_owned(),

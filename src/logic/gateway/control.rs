@@ -7,7 +7,7 @@ use crate::ids::Class;
 use crate::ingest::Moment;
 use crate::plan::{Plan, View, plan};
 use crate::policy::Policy;
-use crate::price::{Arrivals, Explanation, Market, Paid, Solver};
+use crate::price::{Arrivals, Capacity, Explanation, Market, Paid, Solver, horizon_end_us};
 use crate::uplink::DownReason;
 
 /// What the control plane remembers from one plan to the next.
@@ -98,27 +98,35 @@ impl Gateway {
 
     fn reprice(&mut self, now_us: u64, at_once: bool) {
         let limits = self.policy.price;
+        let rates = self.health.iter().map(|health| {
+            let estimate = health.estimate(now_us);
+            estimate.goodput_bps.max(DRAIN_RATE_PART * estimate.capacity_bps) / 8.0
+        });
+        let rates: Vec<f64> = rates.collect();
+        self.lanes.foresee(now_us, &rates);
         let of_class = |class: Class| self.policy.streams.iter().position(|stream| stream.class == class).map(|at| at as u16);
         let waiting = self.lanes.waiting(now_us, self.policy.streams.len(), of_class);
         let (arrived, ratio) = self.lanes.take_arrived();
         self.control.arrivals.count(now_us, &arrived, ratio);
-        let (free, paid) = (self.forecast(now_us, false), self.forecast(now_us, true));
+        // What is wanted is counted as levels say; what thinned blocks really take differs.
+        let carried = 1.0 / self.lanes.bytes_per_planned();
+        let (free, paid) = (self.forecast(now_us, false).times(carried), self.forecast(now_us, true).times(carried));
         let (values, expected) = (&self.plan.values, self.control.arrivals.rates());
-        let market = Market { values, waiting: &waiting, expected, forecast_bytes: free.0, drain_bytes: free.1 };
+        let market = Market { values, waiting: &waiting, expected, capacity: free };
         // What a paid byte must be worth: nobody pays more for a byte than that while the budget allows.
         let budgets = self.ways.iter().filter_map(|way| way.budget.as_ref());
         let open = budgets.filter(|budget| budget.allowance().others_bytes > 0);
         let ceiling = open.filter_map(|budget| budget.price()).min_by(f64::total_cmp);
-        let paid = ceiling.map(|lambda| Paid { lambda, forecast_bytes: paid.0, drain_bytes: paid.1 });
+        let paid = ceiling.map(|lambda| Paid { lambda, capacity: paid });
         self.control.price = self.control.solver.solve(now_us, &limits, market, paid, at_once);
     }
 
-    /// Bytes that all uplinks of a kind are forecast to carry over the horizon, and over [`PriceLimits::drain_us`].
+    /// What all uplinks of a kind are forecast to carry.
     ///
     /// Two transports over one link carry what the better of them does.
-    fn forecast(&self, now_us: u64, paid: bool) -> (f64, f64) {
+    fn forecast(&self, now_us: u64, paid: bool) -> Capacity {
         let limits = self.policy.price;
-        let mut links: Vec<(f64, f64)> = vec![(0.0, 0.0); self.health.len()];
+        let mut links = vec![Capacity::default(); self.health.len()];
         for (at, (health, of)) in self.health.iter().zip(&self.policy.uplinks).enumerate() {
             let link = usize::from(of.stands_in_for.unwrap_or(at as u8));
             let is_paid = of.meter.is_some();
@@ -129,10 +137,13 @@ impl Gateway {
             let estimate = health.estimate(now_us);
             let rate = estimate.goodput_bps.max(DRAIN_RATE_PART * estimate.capacity_bps);
             let left = self.budget(at).map_or(f64::MAX, |budget| budget.allowance().others_bytes as f64);
-            links[link].0 = links[link].0.max(health.capacity_bytes(limits.horizon_us).min(left));
-            links[link].1 = links[link].1.max((rate / 8.0 * limits.drain_us as f64 / 1e6).min(left));
+            let carries = Capacity {
+                by_horizon: std::array::from_fn(|at| health.capacity_bytes(horizon_end_us(at, limits.horizon_us)).min(left)),
+                drain_bytes: (rate / 8.0 * limits.drain_us as f64 / 1e6).min(left),
+            };
+            links[link] = links[link].or_better(carries);
         }
-        links.iter().fold((0.0, 0.0), |sum, link| (sum.0 + link.0, sum.1 + link.1))
+        links.into_iter().fold(Capacity::default(), Capacity::with)
     }
 
     /// Says what differs from the plan before.

@@ -47,6 +47,8 @@ impl Goodput {
         match (delivered_bytes, had_more_to_send) {
             (0, true) => self.starved_us = self.starved_us.saturating_add(step_us),
             (0, false) => {}
+            // The end of an outage; and the seconds before it say nothing about those after it.
+            _ if self.starved_us >= OUTAGE_US => self.begin_anew(),
             _ => self.starved_us = 0,
         }
         if had_more_to_send {
@@ -65,6 +67,12 @@ impl Goodput {
         if self.pending_us >= SLOT_US {
             self.count(self.pending_us, true);
         }
+    }
+
+    /// What held the link back is over: it is expected to carry at least what it carries as a rule.
+    pub fn begin_anew(&mut self) {
+        self.fast_bps = self.fast_bps.max(self.mean_bps);
+        self.starved_us = 0;
     }
 
     /// Delivered rate of the last seconds, in bits per second (`rf`).
@@ -121,6 +129,8 @@ fn mean_weight(counted_s: f64, span_s: f64) -> f64 {
     young * after_half_lives((span_s - young_s) * MEAN_HALVINGS_PER_S)
 }
 
+/// So long without a byte is an outage, not a slow moment.
+const OUTAGE_US: u64 = 2_000_000;
 /// Shortest time over which a rate is taken when the link was not the limit: the slot of the plan's measurements.
 const SLOT_US: u64 = 1_000_000;
 /// Shortest time in which the rate is expected to come back to its mean (`tau`; from the plan's measurements).

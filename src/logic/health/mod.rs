@@ -19,6 +19,7 @@
 pub use breaker::{Breaker, BreakerCounters, BreakerLimits, BreakerState, OpenReason};
 pub use cold::{ColdBudget, ColdCounters, ColdLevel, EVENT_GAP_US, MONTH_BYTES_MAX, PROBE_BYTES_MAX, ProbeRefusal};
 pub use confidence::{Confidence, combine};
+pub(crate) use decay::exp_negative;
 pub use ewma::{Jitter, PeakEwma};
 pub use goodput::Goodput;
 pub use silence::{Rtt, Silence, SilenceDetector};

@@ -127,6 +127,7 @@ impl UplinkHealth {
         self.counters.connections += 1;
         self.end_of_connection();
         self.stall.connected();
+        self.goodput.begin_anew();
         self.rtt_min_us = None;
         self.word(now_us);
         self.judge(now_us);

@@ -7,6 +7,7 @@ use bytes::Bytes;
 use crate::block::{BlockHeader, Staging};
 use crate::ids::Class;
 use crate::lanes::{Durability, LanePolicy, add_at};
+use crate::price::Wait;
 use crate::ranges::RangeSet;
 
 /// Place of a block in its lane's order of age: the epoch's ordinal, then the sequence number.
@@ -25,6 +26,8 @@ pub(super) struct Block {
     pub(super) send: Send,
     /// Since when a record of it has waited to become safe.
     pub(super) waits_since_us: u64,
+    /// When its lane is expected to be so full that it is given up; [`Wait::FOR_EVER`] if that is not expected.
+    pub(super) gone_us: u64,
     /// Its bytes by stream; empty for a block of an earlier run.
     pub(super) parts: Box<[(u16, u32)]>,
 }
@@ -91,7 +94,31 @@ pub(super) struct Lane {
     pub(super) staged: Vec<u32>,
     /// Bytes of a block for each raw byte, of late.
     pub(super) ratio: f64,
+    /// Bytes of what was evicted.
+    pub(super) evicted_bytes: u64,
+    pub(super) growth: Growth,
 }
+
+/// How fast a lane fills, and what follows from that.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Growth {
+    /// Bytes a second that come and are not sent, of late.
+    bytes_per_s: f64,
+    /// Bytes that it held when it was last looked at, with all that were ever evicted.
+    seen_bytes: u64,
+    seen_us: Option<u64>,
+    /// [`Block::gone_us`] of what comes now.
+    pub(super) gone_us: u64,
+}
+
+impl Default for Growth {
+    fn default() -> Self {
+        Growth { bytes_per_s: 0.0, seen_bytes: 0, seen_us: None, gone_us: Wait::FOR_EVER }
+    }
+}
+
+/// Time constant of a lane's growth, in seconds: longer than the lumps in which many sensors send.
+const GROWTH_S: f64 = 15.0;
 
 /// Sensor data as JSON shrinks to about this part; learned with the first blocks.
 const RATIO_AT_FIRST: f64 = 0.5;
@@ -117,7 +144,33 @@ impl Lane {
             records: 0,
             staged: Vec::new(),
             ratio: RATIO_AT_FIRST,
+            evicted_bytes: 0,
+            growth: Growth::default(),
         }
+    }
+
+    /// Estimates when each block will have been pushed out by what comes after it.
+    pub(super) fn foresee(&mut self, now_us: u64) {
+        let growth = &mut self.growth;
+        let held_bytes = self.bytes + self.evicted_bytes;
+        if let Some(seen_us) = growth.seen_us.filter(|seen_us| *seen_us < now_us) {
+            let step_s = (now_us - seen_us) as f64 / 1e6;
+            let rate = (held_bytes as f64 - growth.seen_bytes as f64) / step_s;
+            growth.bytes_per_s += (step_s / GROWTH_S).min(1.0) * (rate - growth.bytes_per_s);
+        }
+        (growth.seen_bytes, growth.seen_us) = (held_bytes, Some(now_us));
+        let (rate, cap_bytes) = (growth.bytes_per_s / 1e6, self.policy.cap_bytes);
+        let gone_us = |before: u64| {
+            // Blocks go when what came after the first of them fills the lane.
+            let room = (cap_bytes + before).saturating_sub(self.bytes) as f64;
+            if rate > 0.0 { now_us.saturating_add((room / rate) as u64) } else { Wait::FOR_EVER }
+        };
+        let mut before = 0;
+        for block in self.blocks.values_mut() {
+            block.gone_us = gone_us(before);
+            before += u64::from(block.len);
+        }
+        self.growth.gone_us = gone_us(before);
     }
 
     /// What must be on disk before it counts as safe, given whether an uplink is up.

@@ -28,6 +28,7 @@ use bytes::Bytes;
 
 use crate::block::{BlockHeader, Codec, NewRecord};
 use crate::ids::{BlockKey, Class, Epoch, PerClass, Void, VoidReason};
+use crate::price::Wait;
 use crate::store::{Held, SeqRange};
 use crate::thin::Thinner;
 
@@ -134,6 +135,9 @@ pub struct LaneStatus {
 #[derive(Debug)]
 pub struct Lanes {
     limits: LanesLimits,
+    /// How long what is handed over now will take to come, see [`Lanes::foresee`].
+    ahead_us: u64,
+    folding: worth::Folding,
     /// Order of epochs by age; the last is the present one.
     epochs: Vec<Epoch>,
     lanes: PerClass<Lane>,
@@ -230,6 +234,7 @@ impl Lanes {
                 fragmented: false,
                 send: Send::Queued,
                 waits_since_us: now_us,
+                gone_us: Wait::FOR_EVER,
                 parts: Box::default(),
             };
             lanes[header.key.lane.index()].insert((order as u32, header.key.first_seq), block);
@@ -243,6 +248,8 @@ impl Lanes {
         epochs.push(epoch);
         let mut lanes = Lanes {
             limits,
+            ahead_us: 0,
+            folding: worth::Folding::default(),
             epochs,
             lanes,
             codec: Codec::default(),
@@ -366,6 +373,7 @@ impl Lanes {
             fragmented: std::mem::take(&mut lane.staging_fragmented),
             send: Send::Queued,
             waits_since_us,
+            gone_us: lane.growth.gone_us,
             parts: lane.take_parts(bytes_len),
         };
         lane.insert(position, block);

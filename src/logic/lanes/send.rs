@@ -1,4 +1,4 @@
-//! Which block goes next, and by which uplink: critical first, then by share, live before backlog.
+//! Which block goes next, and by which uplink: critical first, oldest first, then by share, live before backlog.
 //!
 //! What is handed to an uplink can neither be overtaken nor thinned, so it is handed over late: while fewer than
 //! [`UNWRITTEN_BYTES_MAX`] wait in the shell for QUIC to take them. Among the streams that want to send, the one that had least
@@ -43,13 +43,16 @@ pub enum Outgoing {
 
 /// How long a record may wait for company before it is sent.
 const LINGER_US: u64 = 10_000;
-/// The same for `critical`, and only while the cloud has yet to acknowledge one before it: at hundreds a second each would
-/// take as much again for its own block and packet, on a link that is short of bytes.
-const CRITICAL_LINGER_US: u64 = 20_000;
+/// The same for `critical`, and only while the cloud has yet to acknowledge one before it, so never for more than a round trip
+/// (Nagle's rule): at hundreds a second each would take as much again for its own block and packet, on a link that is short of
+/// bytes.
+const CRITICAL_LINGER_US: u64 = 100_000;
 /// With so many bytes that the shell holds and QUIC has not yet taken no further block is handed over; each of the two
 /// critical streams has a limit of its own.
-const UNWRITTEN_BYTES_MAX: u64 = 64 * 1024;
+const UNWRITTEN_BYTES_MAX: u64 = 32 * 1024;
 const UNWRITTEN_CRITICAL_BYTES_MAX: u64 = 16 * 1024;
+/// Critical records that are older than this do not hold up new ones, in microseconds.
+const CRITICAL_LATE_US: u64 = 60_000_000;
 /// A lane's backlog has this part of the share of its live data.
 const BACKLOG_PART: u64 = 2;
 const FLOWS: usize = 8;
@@ -228,7 +231,7 @@ impl Lanes {
     }
 
     fn choose(&mut self, now_us: u64, ways: &[Option<PerClass<u64>>], plan: &Plan) -> Option<(u8, Flow)> {
-        for backlog in [false, true] {
+        for &backlog in self.critical_order(now_us) {
             let flow = Flow { lane: Class::Critical, backlog };
             if let Some(uplink) = self.wants(now_us, flow, ways, plan) {
                 return Some((uplink, flow));
@@ -247,6 +250,23 @@ impl Lanes {
         best
     }
 
+    /// Which of the two critical streams may send, in this order; true for the backlog.
+    ///
+    /// What waited in vain for an acknowledgement and was written to disk is still older than what came after it, and goes
+    /// first. What an outage of more than [`CRITICAL_LATE_US`] left does not hold up what is new.
+    fn critical_order(&self, now_us: u64) -> &'static [bool] {
+        let at = Class::Critical.index();
+        let lane = &self.lanes[at];
+        let ready = self.schedule.ready_key(Class::Critical).and_then(|key| self.position_of(key));
+        let oldest = ready.or_else(|| lane.backlog.first().copied()).and_then(|position| lane.blocks.get(&position));
+        let is_recent = match oldest {
+            Some(block) => block.header.born_us.saturating_add(CRITICAL_LATE_US) >= now_us,
+            // What is read from disk now was chosen because it was recent, or there was nothing live.
+            None => self.schedule.loading[at],
+        };
+        if is_recent && self.schedule.load_after_us[at] <= now_us { &[true] } else { &[false, true] }
+    }
+
     /// What is worth most for its bytes and its deadline goes first, and what is held goes last.
     fn choose_by_worth(&mut self, now_us: u64, ways: &[Option<PerClass<u64>>], plan: &Plan) -> Option<(u8, Flow)> {
         let mut best: Option<(f64, u8, Flow)> = None;
@@ -262,8 +282,10 @@ impl Lanes {
     }
 
     /// When [`Lanes::outgoing`] has something to give if nothing else happens; `u64::MAX` if room or credit must come first.
-    pub fn send_due_us(&self, ways: &[Option<PerClass<u64>>], plan: &Plan) -> u64 {
-        flows().filter_map(|flow| self.due_us(flow, ways, plan)).map(|(due_us, _)| due_us).min().unwrap_or(u64::MAX)
+    pub fn send_due_us(&self, now_us: u64, ways: &[Option<PerClass<u64>>], plan: &Plan) -> u64 {
+        let critical = self.critical_order(now_us);
+        let may = |flow: &Flow| flow.lane != Class::Critical || critical.contains(&flow.backlog);
+        flows().filter(may).filter_map(|flow| self.due_us(flow, ways, plan)).map(|(due_us, _)| due_us).min().unwrap_or(u64::MAX)
     }
 
     fn wants(&self, now_us: u64, flow: Flow, ways: &[Option<PerClass<u64>>], plan: &Plan) -> Option<u8> {

@@ -5,7 +5,7 @@ use crate::block::RecordKind;
 use crate::payload::{OpaqueFormat, PayloadFormat};
 use crate::plan::Plan;
 use crate::policy::{StreamFidelity, StreamPolicy};
-use crate::price::{Ladder, Lateness, Level, StreamValue};
+use crate::price::{Ladder, Lateness, Level, Prices, StreamValue, Wait};
 use crate::ranges::RangeSet;
 use crate::store::{CommitRequest, StoreError};
 
@@ -479,7 +479,7 @@ fn through_writes_what_cannot_be_sent_for_want_of_credit() {
     }
     assert!((8..=11).contains(&times.len()), "{} commits in 10 s", times.len());
     assert!(lanes.safe()[2] > 790, "{} of 1,000 are safe", lanes.safe()[2]);
-    assert_eq!(lanes.send_due_us(&[Some([0; 4])], &one_way()), u64::MAX, "and nobody is woken in vain");
+    assert_eq!(lanes.send_due_us(SECOND, &[Some([0; 4])], &one_way()), u64::MAX, "and nobody is woken in vain");
 }
 
 #[test]
@@ -642,7 +642,7 @@ fn priced() -> Plan {
     let lateness = Lateness { d0_us: 1_000 * SECOND, d1_us: None, u1: 1.0 };
     let value = |weight, ladder| Some(StreamValue { weight, ladder, lateness, is_exempt: false });
     let values = [value(0.5, Ladder::RAW), value(1.0, Ladder::TELEMETRY.down_to(Level::Thin4)), None];
-    Plan { lambda: 1.0, values: values.into(), weighs: true, ..one_way() }
+    Plan { lambda: 1.0, prices: Prices::flat(1.0), values: values.into(), weighs: true, ..one_way() }
 }
 
 fn push_of(lanes: &mut Lanes, now_us: u64, class: Class, stream: u16, len: usize) {
@@ -681,13 +681,13 @@ fn what_is_worth_less_than_its_bytes_is_thinned_when_it_is_sent_and_kept_whole_u
     let mut lanes = Lanes::new(0, Epoch(9), [policy(Durability::Through); 4], LIMITS, Found::default(), thinner);
     lanes.set_uplink_up(0, true);
     let plan = priced();
-    assert_eq!(plan.level(1, 0), Some(Level::Thin4));
+    assert_eq!(plan.level(1, Wait::of_age(0)), Some(Level::Thin4));
     for _ in 0..16 {
         push_of(&mut lanes, 0, Class::Normal, 1, 100);
         push_of(&mut lanes, 0, Class::Normal, 2, 100);
     }
     let waiting = lanes.waiting(SECOND, 3, |_| None);
-    assert_eq!(waiting.iter().map(|c| (c.stream, c.age_us)).collect::<Vec<_>>(), [(1, SECOND), (2, SECOND)]);
+    assert_eq!(waiting.iter().map(|c| (c.stream, c.wait.age_us)).collect::<Vec<_>>(), [(1, SECOND), (2, SECOND)]);
     let Some(Outgoing::Send { flow, block, .. }) = lanes.outgoing(SECOND, &[Some(CREDITS)], &plan) else { panic!("a block") };
     lanes.written(0, flow, block.len() as u64);
     let mut codec = Codec::default();
@@ -839,4 +839,44 @@ fn a_critical_block_goes_by_two_uplinks_and_the_loss_of_either_repeats_nothing()
     assert_eq!((lanes.under_way_bytes(0), lanes.counters(Class::Critical).repeated_blocks), ([0; 4], 0));
     lanes.ack(2 * SECOND, 1, Class::Critical, Epoch(9), seq..=seq);
     assert_eq!((lanes.under_way_bytes(1), lanes.status(Class::Critical).records), ([0; 4], 0));
+}
+
+/// Whether critical blocks leave from the backlog, in order: one that was written in an outage of so long, and a new one.
+fn critical_after_an_outage(outage_us: u64) -> Vec<bool> {
+    let (mut lanes, mut disk) = (all(Durability::Disk), BTreeMap::new());
+    lanes.set_uplink_up(0, false);
+    // More than a block.
+    push(&mut lanes, 0, Class::Critical, 5_000);
+    assert_eq!(commits(&mut lanes, 0, 2 * SECOND, &mut disk).len(), 1);
+    lanes.set_uplink_up(outage_us, true);
+    push(&mut lanes, outage_us, Class::Critical, 100);
+    let sent = send(&mut lanes, outage_us + SECOND, &disk);
+    sent.iter().map(|(flow, ..)| flow.backlog).collect()
+}
+
+#[test]
+fn critical_records_go_oldest_first_but_an_old_backlog_holds_up_nothing() {
+    assert_eq!(critical_after_an_outage(10 * SECOND), [true, false]);
+    assert_eq!(critical_after_an_outage(1_000 * SECOND), [false, true]);
+}
+
+#[test]
+fn what_thinned_blocks_take_is_learned() {
+    let thinner = Thinner::new(&["held", "thin", "free"].map(named), 0);
+    let mut lanes = Lanes::new(0, Epoch(9), [policy(Durability::Through); 4], LIMITS, Found::default(), thinner);
+    lanes.set_uplink_up(0, true);
+    let plan = priced();
+    assert_eq!(lanes.bytes_per_planned(), 1.0, "until then the ladder is believed");
+    for second in 1..200 {
+        for _ in 0..50 {
+            push_of(&mut lanes, second * SECOND, Class::Normal, 1, 40);
+        }
+        while let Some(Outgoing::Send { flow, block, .. }) = lanes.outgoing(second * SECOND + 50_000, &[Some(CREDITS)], &plan) {
+            lanes.written(0, flow, block.len() as u64);
+            ack(&mut lanes, second * SECOND + 60_000, &block);
+        }
+    }
+    // Heads of records and blocks come on top of a quarter of small records.
+    let ratio = lanes.bytes_per_planned();
+    assert!((1.02..3.0).contains(&ratio), "{ratio}");
 }

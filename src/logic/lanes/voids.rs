@@ -95,7 +95,10 @@ impl Lanes {
         let counters = &mut self.counters[class.index()];
         let count = u64::from(block.header.count);
         match reason {
-            VoidReason::Evicted => counters.evicted += count,
+            VoidReason::Evicted => {
+                counters.evicted += count;
+                self.lanes[class.index()].evicted_bytes += u64::from(block.len);
+            }
             VoidReason::Expired => counters.expired += count,
             VoidReason::Corrupt => counters.corrupt += count,
         }

@@ -1,6 +1,6 @@
 //! What the records of a stream are worth: by their bytes, by how finely they are sent, and by how late they come.
 
-use super::{Ladder, Level};
+use super::{Ladder, Level, Prices};
 use crate::ids::Class;
 
 /// Weights are written for a megabit.
@@ -36,6 +36,25 @@ impl Lateness {
     }
 }
 
+/// How long a record has waited, and how long it still can.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Wait {
+    /// Its age in microseconds, when it will have come if it is sent now.
+    pub age_us: u64,
+    /// Microseconds until its lane is expected to be so full that it is given up; [`Wait::FOR_EVER`] if that is not expected.
+    pub kept_us: u64,
+}
+
+impl Wait {
+    /// For [`Wait::kept_us`].
+    pub const FOR_EVER: u64 = u64::MAX;
+
+    /// Of a record that nothing pushes out.
+    pub const fn of_age(age_us: u64) -> Wait {
+        Wait { age_us, kept_us: Wait::FOR_EVER }
+    }
+}
+
 /// The value of a stream's records.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct StreamValue {
@@ -60,6 +79,17 @@ impl StreamValue {
     /// Worth of a raw byte at this age.
     pub fn weight_at(&self, age_us: u64) -> f64 {
         self.weight * self.lateness.factor(age_us)
+    }
+
+    /// Microseconds until a record of this wait loses worth or is given up; `None` if neither will be.
+    pub fn left_us(&self, wait: Wait) -> Option<u64> {
+        let left_us = self.lateness.left_us(wait.age_us);
+        if wait.kept_us == Wait::FOR_EVER { left_us } else { Some(left_us.map_or(wait.kept_us, |us| us.min(wait.kept_us))) }
+    }
+
+    /// The level worth most at the price for a record of this wait.
+    pub fn level_at(&self, wait: Wait, prices: &Prices) -> Option<Level> {
+        self.level(wait.age_us, prices.at(self.left_us(wait)))
     }
 
     /// The level worth most at price `lambda` per byte, for a record of this age; `None` if none is worth its bytes, so that

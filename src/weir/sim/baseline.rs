@@ -63,7 +63,7 @@ pub fn serve(order: Order, link: &Link, workload: &Workload, arrivals: &Arrivals
         now_us = left_us;
         served.sent_bytes += u64::from(arrival.bytes);
         if left_us + link.delay_us <= link.end_us() {
-            served.deliveries.push(Delivery { record: record as u32, at_us: left_us + link.delay_us, fidelity: 1.0 });
+            served.deliveries.push(Delivery { record: record as u32, at_us: left_us + link.delay_us, fidelity: 1.0, level: 0 });
         }
     }
     served.dropped = queue.dropped;

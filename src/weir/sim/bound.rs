@@ -143,6 +143,34 @@ impl Dual {
         self.evaluate(prices, &mut Minima::new(self.horizons.len(), self.capacity.len()), None)
     }
 
+    /// The bound that a price path gives, by second: what the capacity of each costs, and what the cohorts gain whose cheapest
+    /// second it is.
+    pub fn values(&self, prices: &[f64]) -> Vec<f64> {
+        let mut minima = Minima::new(self.horizons.len(), self.capacity.len());
+        for (index, slots) in self.horizons.iter().enumerate() {
+            minima.slide(index, prices, *slots);
+        }
+        let mut values: Vec<f64> = prices.iter().zip(&self.capacity).map(|(price, mbit)| price * mbit).collect();
+        for cohort in &self.cohorts {
+            if let Some((surplus, offer)) = self.choice(cohort, &minima) {
+                values[minima.slots[offer.horizon][cohort.slot]] += cohort.mbit * surplus;
+            }
+        }
+        values
+    }
+
+    /// The offer that is best for a cohort, and what it gains by it; `None` if none is worth its price.
+    fn choice(&self, cohort: &Cohort, minima: &Minima) -> Option<(f64, &Offer)> {
+        let (mut surplus, mut chosen) = (0.0, None);
+        for offer in &self.offers[cohort.stream] {
+            let gain = cohort.weight * offer.worth - offer.bytes * minima.prices[offer.horizon][cohort.slot];
+            if gain > surplus {
+                (surplus, chosen) = (gain, Some(offer));
+            }
+        }
+        chosen.map(|offer| (surplus, offer))
+    }
+
     /// The bound, and into `used` the Mbit that cohorts would send in each second.
     fn evaluate(&self, prices: &[f64], minima: &mut Minima, mut used: Option<&mut Vec<f64>>) -> f64 {
         for (index, slots) in self.horizons.iter().enumerate() {
@@ -153,15 +181,9 @@ impl Dual {
         }
         let mut bound: f64 = prices.iter().zip(&self.capacity).map(|(price, mbit)| price * mbit).sum();
         for cohort in &self.cohorts {
-            let (mut surplus, mut chosen) = (0.0, None);
-            for offer in &self.offers[cohort.stream] {
-                let gain = cohort.weight * offer.worth - offer.bytes * minima.prices[offer.horizon][cohort.slot];
-                if gain > surplus {
-                    (surplus, chosen) = (gain, Some(offer));
-                }
-            }
+            let Some((surplus, offer)) = self.choice(cohort, minima) else { continue };
             bound += cohort.mbit * surplus;
-            if let (Some(used), Some(offer)) = (used.as_deref_mut(), chosen) {
+            if let Some(used) = used.as_deref_mut() {
                 used[minima.slots[offer.horizon][cohort.slot]] += cohort.mbit * offer.bytes;
             }
         }

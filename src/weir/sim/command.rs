@@ -1,18 +1,14 @@
 //! `weir sim`: policies compared on recorded links or profiles, as a table and as JSON.
 
-use std::io::{self, Write as _};
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::process::ExitCode;
 
 use anyhow::Context as _;
-use serde::Serialize;
-use weir_logic::ids::Class;
-use weir_logic::price::PriceLimits;
 
-use super::arrivals::Arrivals;
-use super::baseline::{self, Order};
-use super::bound::Dual;
+use super::case::{self, BASELINES, BOUND, Case, WEIR};
 use super::fleet::{self, FleetSpec};
-use super::gateway::{self, Delivery, value};
+use super::report::Report;
 use super::trace::{self, Link};
 use super::workload::Workload;
 use crate::link::profile::LinkProfile;
@@ -23,11 +19,11 @@ pub struct SimArgs {
     /// A link: the name of a profile, or a file (a profile, a Mahimahi recording, or CSV with `t_s,mbps`); may be repeated
     #[arg(long, alias = "trace", default_value = "lte-driving")]
     pub link: Vec<String>,
-    /// Every recording in this folder and the folders in it, in place of --link
+    /// Every recording in this folder and the folders in it, in place of --link; may be repeated
     #[arg(long, conflicts_with = "link")]
-    pub all: Option<PathBuf>,
+    pub all: Vec<PathBuf>,
     /// Bytes offered, as a multiple of what the link carries; may be repeated
-    #[arg(long, default_value = "2")]
+    #[arg(long, default_value = "2", num_args = 1..)]
     pub load: Vec<f64>,
     /// What everything that is drawn is drawn from: the same seed gives the same run
     #[arg(long, default_value_t = 1)]
@@ -41,105 +37,47 @@ pub struct SimArgs {
     /// Write the figures to this file
     #[arg(long)]
     pub json: Option<PathBuf>,
+    /// Write a report with charts to this HTML file
+    #[arg(long)]
+    pub html: Option<PathBuf>,
+    /// Fail if Weir's mean part of the bound is below this
+    #[arg(long)]
+    pub require_mean: Option<f64>,
+    /// Fail if Weir's part of the bound is below this in any case
+    #[arg(long)]
+    pub require_worst: Option<f64>,
+    /// Fail if Weir is in any case further than this below static-priority or fifo, as a part of the bound
+    #[arg(long)]
+    pub require_margin: Option<f64>,
     /// In place of a link: so many boxes lose their cloud for five minutes and come back
     #[arg(long, value_name = "BOXES", conflicts_with_all = ["link", "all", "load", "workload", "deadlines"])]
     pub fleet: Option<usize>,
 }
 
-/// One link at one load.
-#[derive(Debug, Clone, Serialize)]
-pub struct Case {
-    /// The link.
-    pub link: String,
-    /// Offered bytes, as a multiple of what the link carries.
-    pub load: f64,
-    /// Its mean rate.
-    pub mean_kbit_per_s: f64,
-    /// No policy can be worth more than this.
-    pub bound: f64,
-    /// What the policies came to.
-    pub policies: Vec<Outcome>,
-}
-
-/// What a policy came to.
-#[derive(Debug, Clone, Serialize)]
-pub struct Outcome {
-    /// Its name.
-    pub policy: &'static str,
-    /// Worth of what it delivered.
-    pub value: f64,
-    /// The same as a part of the bound.
-    pub value_ratio: f64,
-    /// 99th percentile of the time from arrival to delivery of critical records.
-    pub critical_p99_ms: f64,
-    /// Records delivered, at whatever level.
-    pub delivered: u64,
-    /// Records given up: evicted, or expired.
-    pub lost: u64,
-    /// Bytes that left on the link.
-    pub bytes: u64,
-}
-
-/// Runs and prints.
+/// Runs and prints; a failure if something that was required is not so.
 ///
 /// # Errors
 /// If a link or the workload cannot be read, a load is not a positive number, or a file cannot be written.
-pub fn run(args: &SimArgs) -> anyhow::Result<()> {
+pub fn run(args: &SimArgs) -> anyhow::Result<ExitCode> {
     if let Some(boxes) = args.fleet {
-        return run_fleet(boxes, args.seed, args.json.as_deref());
+        run_fleet(boxes, args.seed, args.json.as_deref())?;
+        return Ok(ExitCode::SUCCESS);
     }
-    let workload = match &args.workload {
-        Some(path) => {
-            let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
-            Workload::from_toml(&path.display().to_string(), &text)?
-        }
-        None => Workload::default(),
-    };
-    anyhow::ensure!(args.deadlines > 0.0 && args.deadlines <= 1e3, "--deadlines is a factor above 0, at most 1000");
-    let workload = workload.with_deadlines(args.deadlines);
-    let profiles = match &args.all {
-        Some(dir) => trace::find(dir)?.0,
-        None => args.link.iter().map(|name| LinkProfile::resolve(name)).collect::<Result<_, _>>()?,
-    };
     let mut out = io::stdout().lock();
-    writeln!(
-        out,
-        "{:<24} {:>5} {:>10}  {:<16} {:>7} {:>14} {:>10} {:>8}",
-        "link", "load", "kbit/s", "policy", "ratio", "critical p99", "delivered", "lost"
-    )?;
-    let mut cases = Vec::new();
-    for profile in profiles {
-        let link = Link::of(profile, None, args.seed);
-        for &load in &args.load {
-            anyhow::ensure!(load > 0.0 && load <= 100.0, "--load is above 0, at most 100");
-            let case = case(&link, &workload, load, args.seed);
-            for policy in &case.policies {
-                let Outcome { policy, value_ratio, critical_p99_ms, delivered, lost, .. } = policy;
-                writeln!(
-                    out,
-                    "{:<24} {load:>5} {:>10.0}  {policy:<16} {value_ratio:>7.3} {critical_p99_ms:>11.0} ms {delivered:>10} {lost:>8}",
-                    link.name, case.mean_kbit_per_s
-                )?;
-            }
-            out.flush()?;
-            cases.push(case);
-        }
-    }
-    for policy in ["weir", "static-priority", "fifo"] {
-        let ratios: Vec<f64> =
-            cases.iter().flat_map(|case| &case.policies).filter(|p| p.policy == policy).map(|p| p.value_ratio).collect();
-        let worst = ratios.iter().copied().fold(f64::INFINITY, f64::min);
-        writeln!(
-            out,
-            "{policy}: {:.3} of the bound on average, {worst:.3} at worst",
-            ratios.iter().sum::<f64>() / ratios.len() as f64
-        )?;
+    let mut report = args.html.as_ref().map(|_| Report::default());
+    let cases = compare(args, report.as_mut(), &mut out)?;
+    if let Some((path, report)) = args.html.as_ref().zip(report) {
+        std::fs::write(path, report.page(&how(args))).with_context(|| format!("cannot write {}", path.display()))?;
     }
     if let Some(path) = &args.json {
         let text = serde_json::to_string_pretty(&cases)?;
         std::fs::write(path, text + "\n").with_context(|| format!("cannot write {}", path.display()))?;
     }
-    Ok(())
+    let unmet = Required::of(args).unmet(&cases);
+    for line in &unmet {
+        writeln!(out, "NOT MET: {line}")?;
+    }
+    Ok(if unmet.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 fn run_fleet(boxes: usize, seed: u64, json: Option<&Path>) -> anyhow::Result<()> {
@@ -164,70 +102,114 @@ fn run_fleet(boxes: usize, seed: u64, json: Option<&Path>) -> anyhow::Result<()>
     Ok(())
 }
 
-/// Every policy on one link at one load.
-pub fn case(link: &Link, workload: &Workload, load: f64, seed: u64) -> Case {
-    let bytes = load * link.mean_bytes_per_s() * link.run_s as f64;
-    let arrivals = Arrivals::draw(workload, link.run_s, bytes, seed);
-    let bound = Dual::new(workload, &arrivals.records, &link.service.slots()).minimise().value;
-    let outcome = |policy, deliveries: &[Delivery], lost, bytes| {
-        let value = value(workload, &arrivals, deliveries);
-        let critical_p99_ms = critical_p99_ms(workload, &arrivals, deliveries);
-        let delivered = deliveries.len() as u64;
-        Outcome { policy, value, value_ratio: value / bound, critical_p99_ms, delivered, lost, bytes }
-    };
-    let weir = gateway::run(link, workload, &arrivals, PriceLimits::default(), seed);
-    let mut policies = vec![outcome("weir", &weir.deliveries, weir.evicted.iter().sum(), weir.sent_bytes)];
-    for (name, order) in [("static-priority", Order::StaticPriority), ("fifo", Order::Fifo)] {
-        let served = baseline::serve(order, link, workload, &arrivals);
-        policies.push(outcome(name, &served.deliveries, served.dropped, served.sent_bytes));
-    }
-    Case { link: link.name.clone(), load, mean_kbit_per_s: link.mean_bytes_per_s() * 8e-3, bound, policies }
+/// What was run, in words.
+fn how(args: &SimArgs) -> String {
+    let workload = args.workload.as_ref().map_or_else(|| "the usual workload".to_owned(), |path| path.display().to_string());
+    let deadlines = if args.deadlines == 1.0 { String::new() } else { format!(", deadlines times {}", args.deadlines) };
+    format!("weir {}: {workload}{deadlines}, seed {}", env!("CARGO_PKG_VERSION"), args.seed)
 }
 
-fn critical_p99_ms(workload: &Workload, arrivals: &Arrivals, deliveries: &[Delivery]) -> f64 {
-    let is_critical = |d: &&Delivery| {
-        let stream = arrivals.records[d.record as usize].stream;
-        workload.stream[usize::from(stream)].class() == Class::Critical
+fn compare(args: &SimArgs, mut report: Option<&mut Report>, out: &mut dyn Write) -> anyhow::Result<Vec<Case>> {
+    let workload = match &args.workload {
+        Some(path) => {
+            let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+            Workload::from_toml(&path.display().to_string(), &text)?
+        }
+        None => Workload::default(),
     };
-    let late = |d: &Delivery| d.at_us.saturating_sub(arrivals.records[d.record as usize].at_us);
-    let mut late: Vec<u64> = deliveries.iter().filter(is_critical).map(late).collect();
-    late.sort_unstable();
-    late.get(late.len() * 99 / 100).map_or(0.0, |&us| us as f64 / 1e3)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn short(rate: &str) -> Link {
-        let text = format!("[up]\nrate = '{rate}'\ndelay = '20ms'\nqueue = '64KiB'\n");
-        let profile = LinkProfile::from_toml("test", &text, Path::new(".")).expect("a profile");
-        Link::of(profile, Some(weir_host::units::Duration::from_secs(120)), 1)
-    }
-
-    #[test]
-    fn no_policy_is_worth_more_than_the_bound_and_the_price_beats_priorities_under_overload() {
-        let (link, workload) = (short("400kbit/s"), Workload::default());
-        for load in [0.5, 4.0] {
-            let case = case(&link, &workload, load, 3);
-            let ratio = |name: &str| case.policies.iter().find(|p| p.policy == name).expect("a policy").value_ratio;
-            assert!(case.policies.iter().all(|policy| policy.value_ratio <= 1.001 && policy.value_ratio > 0.0), "{case:?}");
-            if load > 1.0 {
-                assert!(
-                    ratio("weir") > ratio("static-priority") + 0.05 && ratio("static-priority") > ratio("fifo"),
-                    "{case:?}"
-                );
-            } else {
-                assert!(ratio("weir") > 0.95, "{case:?}");
+    anyhow::ensure!(args.deadlines > 0.0 && args.deadlines <= 1e3, "--deadlines is a factor above 0, at most 1000");
+    anyhow::ensure!(args.load.iter().all(|load| *load > 0.0 && *load <= 100.0), "--load is above 0, at most 100");
+    let workload = workload.with_deadlines(args.deadlines);
+    writeln!(
+        out,
+        "{:<24} {:>5} {:>10}  {:<16} {:>7} {:>14} {:>10} {:>8}",
+        "link", "load", "kbit/s", "policy", "ratio", "critical p99", "delivered", "lost"
+    )?;
+    let mut cases = Vec::new();
+    for profile in links(args)? {
+        let link = Link::of(profile, None, args.seed);
+        for &load in &args.load {
+            let (case, details) = case::run(&link, &workload, load, args.seed);
+            print(&case, out)?;
+            if let Some(report) = report.as_deref_mut() {
+                report.add(&link, &workload, &case, &details);
             }
+            cases.push(case);
         }
     }
+    for policy in [WEIR].into_iter().chain(BASELINES) {
+        let (mean, worst) = mean_and_worst(&cases, policy);
+        writeln!(out, "{policy}: {mean:.3} of the bound on average, {worst:.3} at worst")?;
+    }
+    Ok(cases)
+}
 
-    #[test]
-    fn the_same_seed_gives_the_same_run_to_the_byte() {
-        let (link, workload) = (short("200kbit/s"), Workload::default());
-        let text = |seed| serde_json::to_string(&case(&link, &workload, 2.0, seed)).expect("figures");
-        assert_eq!(text(1), text(1));
-        assert_ne!(text(1), text(2));
+fn links(args: &SimArgs) -> anyhow::Result<Vec<LinkProfile>> {
+    let mut profiles = Vec::new();
+    for dir in &args.all {
+        profiles.extend(trace::find(dir)?.0);
+    }
+    if args.all.is_empty() {
+        profiles = args.link.iter().map(|name| LinkProfile::resolve(name)).collect::<Result<_, _>>()?;
+    }
+    Ok(profiles)
+}
+
+fn print(case: &Case, out: &mut dyn Write) -> io::Result<()> {
+    for name in [WEIR].into_iter().chain(BASELINES).chain([BOUND]) {
+        let policy = case.of(name);
+        writeln!(
+            out,
+            "{:<24} {:>5} {:>10.0}  {name:<16} {:>7.3} {:>11.0} ms {:>10} {:>8}",
+            case.link,
+            case.load,
+            case.mean_kbit_per_s,
+            policy.value_ratio,
+            policy.critical_p99_ms,
+            policy.delivered,
+            policy.lost
+        )?;
+    }
+    out.flush()
+}
+
+fn mean_and_worst(cases: &[Case], policy: &str) -> (f64, f64) {
+    let ratios = cases.iter().map(|case| case.of(policy).value_ratio);
+    (ratios.clone().sum::<f64>() / cases.len().max(1) as f64, ratios.fold(f64::INFINITY, f64::min))
+}
+
+/// What a run must show.
+#[derive(Debug, Clone, Copy, Default)]
+struct Required {
+    mean: Option<f64>,
+    worst: Option<f64>,
+    margin: Option<f64>,
+}
+
+impl Required {
+    fn of(args: &SimArgs) -> Required {
+        Required { mean: args.require_mean, worst: args.require_worst, margin: args.require_margin }
+    }
+
+    /// What of it is not so, a line each.
+    fn unmet(&self, cases: &[Case]) -> Vec<String> {
+        let (mean, worst) = mean_and_worst(cases, WEIR);
+        let mut unmet = Vec::new();
+        if let Some(required) = self.mean.filter(|required| mean < *required) {
+            unmet.push(format!("mean of {mean:.4}, required {required}"));
+        }
+        if let Some(required) = self.worst.filter(|required| worst < *required) {
+            unmet.push(format!("worst of {worst:.4}, required {required}"));
+        }
+        for case in cases {
+            let weir = case.of(WEIR).value_ratio;
+            for other in BASELINES {
+                let ratio = case.of(other).value_ratio;
+                if self.margin.is_some_and(|margin| weir < ratio - margin) {
+                    unmet.push(format!("{} at load {}: {weir:.4}, {other} has {ratio:.4}", case.link, case.load));
+                }
+            }
+        }
+        unmet
     }
 }

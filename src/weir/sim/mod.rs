@@ -10,10 +10,13 @@
 pub mod arrivals;
 pub mod baseline;
 pub mod bound;
+pub mod case;
 pub mod command;
 pub mod fleet;
 pub mod gateway;
+mod machine;
 mod random;
+pub mod report;
 mod site;
 pub mod trace;
 pub mod transport;

@@ -66,6 +66,11 @@ impl Link {
         self.run_s * 1_000_000
     }
 
+    /// Time there and back, without queues.
+    pub fn rtt_us(&self) -> u64 {
+        (self.delay_us + self.profile.down.delay.as_micros()).max(1)
+    }
+
     /// Mean rate over the run.
     pub fn mean_bytes_per_s(&self) -> f64 {
         self.service.bytes() / self.run_s as f64

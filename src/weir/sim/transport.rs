@@ -4,8 +4,9 @@
 //! number follows the bandwidth-delay product, streams of one priority take turns, every packet costs its headers, and
 //! what is acknowledged is known a round trip later. Loss is not: the rate of a trace is what is left after it.
 //!
-//! The congestion window is twice the bandwidth-delay product, from the highest delivery rate of the last seconds and
-//! the lowest round trip, as BBR keeps it.
+//! The congestion window is twice the bandwidth-delay product, from the highest delivery rate of the last ten rounds and
+//! the lowest round trip, as BBR keeps it, and never more than the link's queue can hold beside what is on the way. The send
+//! window is what the box's shell makes of it: data in it that has not left is overtaken by streams above its own.
 
 use std::collections::VecDeque;
 
@@ -18,11 +19,14 @@ use super::trace::Link;
 /// Bytes of a packet that are not headers: IPv4, UDP, QUIC and its tag, and a stream frame take [`HEADERS`] of 1,452.
 const PACKET: u64 = 1_392;
 const HEADERS: u64 = 60;
-/// Window at the beginning, and the least: ten packets and what the shell's smallest send window holds.
-const WINDOW_MIN: u64 = 32 * 1024;
+/// Window before anything is measured, and the least; source: RFC 9002, 7.2, and BBR's.
+const WINDOW_AT_FIRST: u64 = 10 * PACKET;
+const WINDOW_MIN: u64 = 4 * PACKET;
 const WINDOW_MAX: u64 = 8 * 1024 * 1024;
-/// How long a delivery rate counts.
-const RATE_US: u64 = 2_000_000;
+/// The shell's smallest send window.
+const SEND_WINDOW_MIN: u64 = 32 * 1024;
+/// Round trips for which a delivery rate counts, as in BBR.
+const RATE_ROUNDS: u64 = 10;
 /// The control stream, above all lanes.
 const CONTROL: usize = 8;
 const STREAMS: usize = 9;
@@ -76,6 +80,8 @@ pub struct Transport {
     rates: VecDeque<(u64, f64)>,
     rtt_min_us: u64,
     rtt_us: u64,
+    /// Bytes that may wait in the modem.
+    queue_bytes: u64,
     /// Counters for the path's statistics.
     pub sent_packets: u64,
     /// As above.
@@ -86,7 +92,8 @@ pub struct Transport {
 
 impl Transport {
     /// A connection on which nothing was sent.
-    pub fn new(now_us: u64, rtt_us: u64) -> Self {
+    pub fn new(now_us: u64, link: &Link) -> Self {
+        let rtt_us = link.rtt_us();
         Transport {
             streams: Default::default(),
             in_flight: 0,
@@ -97,6 +104,7 @@ impl Transport {
             rates: VecDeque::new(),
             rtt_min_us: rtt_us,
             rtt_us,
+            queue_bytes: link.profile.up.queue.get(),
             sent_packets: 0,
             sent_bytes: 0,
             received_packets: 0,
@@ -110,8 +118,12 @@ impl Transport {
 
     /// Congestion window in bytes.
     pub fn window(&self) -> u64 {
+        if self.rates.is_empty() {
+            return WINDOW_AT_FIRST;
+        }
         let rate = self.rates.iter().map(|&(_, rate)| rate).fold(0.0, f64::max);
-        ((2.0 * rate * self.rtt_min_us as f64) as u64).clamp(WINDOW_MIN, WINDOW_MAX)
+        let on_the_way = (rate * self.rtt_min_us as f64) as u64;
+        (on_the_way + on_the_way.min(self.queue_bytes)).clamp(WINDOW_MIN, WINDOW_MAX)
     }
 
     /// Takes a block to be sent.
@@ -151,7 +163,7 @@ impl Transport {
 
     /// Lets the send window follow the congestion window: twice of it may be taken and unacknowledged.
     fn take(&mut self, written: &mut Vec<(Flow, u64)>) {
-        let limit = (2 * self.window()).max(WINDOW_MIN);
+        let limit = (2 * self.window()).clamp(SEND_WINDOW_MIN, WINDOW_MAX);
         let mut order: Vec<usize> = vec![0, 1];
         order.extend((0..6).map(|turn| 2 + (self.next - 2 + turn) % 6));
         for at in order {
@@ -216,7 +228,8 @@ impl Transport {
             self.rates.pop_back();
         }
         self.rates.push_back((now_us, rate));
-        while self.rates.front().is_some_and(|&(at_us, _)| at_us + RATE_US < now_us) && self.rates.len() > 1 {
+        let counts_us = RATE_ROUNDS * self.rtt_us;
+        while self.rates.front().is_some_and(|&(at_us, _)| at_us + counts_us < now_us) && self.rates.len() > 1 {
             self.rates.pop_front();
         }
     }
