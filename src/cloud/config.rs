@@ -13,7 +13,7 @@ use weir_logic::block::BLOCK_LEN_MAX;
 use crate::schema::Layout;
 
 /// Everything that can be set. The defaults are in the `impl Default` of each table.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
     /// Where gateways connect.
@@ -26,6 +26,8 @@ pub struct Config {
     pub store: Store,
     /// How much is taken in at a time.
     pub limits: Limits,
+    /// What gateways are offered.
+    pub policies: Policies,
     /// The operator's window.
     pub admin: Admin,
     /// What is logged.
@@ -98,6 +100,18 @@ pub struct Limits {
     pub gateways_cached: usize,
 }
 
+/// `[policies]`
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Policies {
+    /// Folder of `NAME.toml` and `NAME.toml.sig`, looked at every few seconds; `None` to offer none.
+    pub dir: Option<PathBuf>,
+    /// Part of the gateways that gets a new one first; one of them at least.
+    pub share: f64,
+    /// How long all of those must have kept it before the others get it.
+    pub soak: Duration,
+}
+
 /// `[admin]`
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -161,6 +175,12 @@ impl Default for Limits {
     }
 }
 
+impl Default for Policies {
+    fn default() -> Self {
+        Policies { dir: None, share: 0.05, soak: Duration::from_secs(600) }
+    }
+}
+
 impl Default for Admin {
     fn default() -> Self {
         Admin { http: Some(SocketAddr::from(([127, 0, 0, 1], 9180))), unix: None }
@@ -186,6 +206,7 @@ impl Config {
     fn resolved(mut self, folder: &Path) -> Config {
         let mut paths = vec![&mut self.tls.cert, &mut self.tls.key, &mut self.tls.ca, &mut self.store.path];
         paths.extend(self.gateways.enrolled_file.as_mut());
+        paths.extend(self.policies.dir.as_mut());
         paths.extend(self.admin.unix.as_mut());
         for path in paths {
             *path = folder.join(&*path);
@@ -213,6 +234,9 @@ impl Config {
 
 /// Largest `limits.queue_bytes`: a semaphore takes 32 bits at a time.
 const QUEUE_BYTES_MAX: u64 = 1 << 30;
+
+/// Longest `policies.soak`.
+const SOAK_MAX: Duration = Duration::from_secs(7 * 86_400);
 
 fn check(config: &Config, checker: &mut Checker<'_>) {
     for (at, name) in config.gateways.enrolled.iter().enumerate() {
@@ -244,6 +268,14 @@ fn check(config: &Config, checker: &mut Checker<'_>) {
         let message = format!("{places} lets nobody in");
         checker.mistake("limits.connections_max", message, format!("at least {places_min}; over TCP a box has two"));
     }
+    if !(0.0..=1.0).contains(&config.policies.share) {
+        let message = format!("{} is not within 0 to 1", config.policies.share);
+        checker.mistake("policies.share", message, "it is a part of the gateways; 0 is one of them, 1 is all at once");
+    }
+    if config.policies.soak > SOAK_MAX {
+        let message = format!("{} is longer than {SOAK_MAX}", config.policies.soak);
+        checker.mistake("policies.soak", message, "a restart of the cloud begins it anew");
+    }
     if let Some(addr) = config.admin.http.filter(|addr| !addr.ip().is_loopback()) {
         checker.mistake(
             "admin.http",
@@ -269,15 +301,16 @@ mod tests {
         let all: String = SHIPPED.lines().map(|line| line.strip_prefix("#= ").unwrap_or(line).to_owned() + "\n").collect();
         let config = Config::parse("cloud.toml", &all).expect("commented keys are right too");
         assert!(config.gateways.enrolled_file.is_some() && config.admin.unix.is_some() && config.listen.tls.is_some());
+        assert!(config.policies.dir.is_some());
     }
 
     #[test]
     fn mistakes_are_told_all_at_once_with_their_lines() {
-        let text = "[gateways]\nenrolled = ['Box 1']\nenrolled_recheck = '2m'\n[limits]\nqueue_bytes = '1KiB'\nconections_max = 3\n\
+        let text = "[gateways]\nenrolled = ['Box 1']\nenrolled_recheck = '2m'\n[policies]\nshare = 5.0\n[limits]\nqueue_bytes = '1KiB'\nconections_max = 3\n\
                     [admin]\nhttp = '0.0.0.0:80'\n[log]\nfilter = 'a=b=c'\n";
-        let errors = Config::parse("x.toml", text).expect_err("six mistakes");
+        let errors = Config::parse("x.toml", text).expect_err("seven mistakes");
         let lines: Vec<_> = errors.errors().iter().map(|error| error.line).collect();
-        assert_eq!(lines, [2, 3, 5, 6, 8, 10], "{errors}");
+        assert_eq!(lines, [2, 3, 5, 7, 8, 10, 12], "{errors}");
     }
 
     #[test]

@@ -26,10 +26,13 @@ use weir_logic::wire::{AskedQuestion, Body, Hello, LaneStream};
 
 use crate::graph::{GlobalGraph, Shown};
 use crate::metrics::Metrics;
+use crate::policies::{Directory, Policies};
 use crate::questions::Questions;
 use crate::session::Transport;
 use crate::sink::{Job, Sink, SinkEvent, Work};
 use crate::status::{AlertStatus, GatewayStatus, LaneStatus, SessionStatus, SinkStatus, Status};
+
+mod policies;
 
 /// Alerts shown in the status.
 const ALERTS_SHOWN_MAX: usize = 100;
@@ -85,6 +88,7 @@ pub(crate) struct Peer {
 pub(crate) struct Links {
     pub(crate) inbox_rx: mpsc::Receiver<ToHub>,
     pub(crate) sink_rx: mpsc::UnboundedReceiver<SinkEvent>,
+    pub(crate) directory_rx: watch::Receiver<Arc<Directory>>,
     pub(crate) sink: Sink,
     pub(crate) status_tx: watch::Sender<Arc<Status>>,
     pub(crate) metrics: Arc<Metrics>,
@@ -110,6 +114,7 @@ pub(crate) struct Hub {
     graph: GlobalGraph,
     load_told: LoadTold,
     questions: Questions,
+    policies: Policies,
 }
 
 struct Gateway {
@@ -128,7 +133,7 @@ struct Session {
 }
 
 impl Hub {
-    pub(crate) fn new(links: Links, graph: GlobalGraph, credit_bytes: u64, gateways_cached: usize) -> Self {
+    pub(crate) fn new(links: Links, graph: GlobalGraph, policies: Policies, credit_bytes: u64, gateways_cached: usize) -> Self {
         Hub {
             links,
             gateways: BTreeMap::new(),
@@ -146,6 +151,7 @@ impl Hub {
             graph,
             load_told: LoadTold::default(),
             questions: Questions::default(),
+            policies,
         }
     }
 
@@ -195,6 +201,11 @@ impl Hub {
             ToHub::Asked { gateway, question, answer_tx } => self.asked(&gateway, question, answer_tx),
             ToHub::Control { session, body: Body::Answer(answer) } => self.questions.answered(session, answer),
             ToHub::Control { session, body: Body::Digest(digest) } => self.digest(session, &digest.digest),
+            ToHub::Control { session, body: Body::PolicyState(state) } => {
+                if let Some(gateway) = self.sessions.get(&session).map(|session| session.peer.gateway.clone()) {
+                    self.policy_told(&gateway, state);
+                }
+            }
             ToHub::Control { session, body } => {
                 if let Some(gateway) = self.sessions.get(&session).map(|session| session.peer.gateway.clone()) {
                     self.feed(&gateway, Input::Control { session, body }, None);
@@ -208,6 +219,9 @@ impl Hub {
             ToHub::Closed { session, gateway } => {
                 self.sessions.remove(&session);
                 self.questions.session_ended(session);
+                if !self.sessions.values().any(|session| session.peer.gateway == gateway) {
+                    self.policies.lost(&gateway);
+                }
                 self.feed(&gateway, Input::Closed { session }, None);
             }
         }
@@ -394,6 +408,7 @@ impl Hub {
     fn sink_event(&mut self, event: SinkEvent) {
         match event {
             SinkEvent::Loaded { session, known } => self.loaded(session, known),
+            SinkEvent::PolicyLoaded { version, record } => self.policy_loaded(version, record),
             SinkEvent::Committed(committed) => {
                 for (gateway, ranges) in committed {
                     self.feed(&gateway, Input::Committed { ranges }, None);
@@ -439,6 +454,7 @@ impl Hub {
         self.feed_all(&Input::Tick);
         self.links.metrics.questions_unanswered.fetch_add(self.questions.expire(Instant::now()), Relaxed);
         self.advise();
+        self.offer_policies();
         self.retire();
         self.publish();
         let transactions = self.links.metrics.sink_transactions.load(Relaxed);
@@ -472,7 +488,11 @@ impl Hub {
             of_gateway.push(SessionStatus { id: id.0, remote: session.peer.remote, transport: session.peer.transport.name() });
         }
         let gateways_connected = sessions.len();
-        let gateways = self.gateways.iter().map(|(name, gateway)| gateway.status(name, sessions.remove(&**name))).collect();
+        let status_of = |(name, gateway): (&Arc<str>, &Gateway)| GatewayStatus {
+            policy_version: self.policies.kept_by(name),
+            ..gateway.status(name, sessions.remove(&**name))
+        };
+        let gateways = self.gateways.iter().map(status_of).collect();
         let status = Status {
             software: env!("CARGO_PKG_VERSION"),
             at_us: unix_us(),
@@ -488,6 +508,7 @@ impl Hub {
             alerts: self.alerts.iter().cloned().collect(),
             counters,
             graph: self.graph.status(),
+            policies: self.policies.status(),
         };
         self.links.status_tx.send_replace(Arc::new(status));
     }
@@ -513,6 +534,7 @@ impl Gateway {
             sessions: sessions.unwrap_or_default(),
             lanes: Class::ALL.map(lane).to_vec(),
             missing: self.receiver.missing(),
+            policy_version: None,
         }
     }
 }

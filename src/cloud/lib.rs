@@ -20,6 +20,7 @@ pub mod status;
 
 mod graph;
 mod hub;
+mod policies;
 mod questions;
 mod session;
 
@@ -47,6 +48,7 @@ use crate::enrol::{EnrolError, Enrolled};
 use crate::graph::{GlobalGraph, Shown};
 use crate::hub::{Hub, Links, ToHub};
 use crate::metrics::Metrics;
+use crate::policies::{Directory, Policies};
 use crate::schema::OpenError;
 use crate::session::Context;
 use crate::sink::{Pace, Sink, SinkEvent};
@@ -150,6 +152,7 @@ pub struct Cloud {
     context: Arc<Context>,
     places: Arc<Semaphore>,
     enrolment: (config::Gateways, watch::Sender<Enrolled>),
+    directory: (Option<std::path::PathBuf>, watch::Sender<Arc<Directory>>),
     writers: (mpsc::Sender<()>, mpsc::Receiver<()>),
     sink_thread: JoinHandle<()>,
     status_rx: watch::Receiver<Arc<Status>>,
@@ -186,9 +189,18 @@ impl Cloud {
         };
         let admin = Admin::start(sockets.admin, pages(metrics.clone(), &status_rx, asker))?;
         let notify = Arc::new(sockets.notify);
-        let links =
-            Links { inbox_rx, sink_rx, sink: sink.clone(), status_tx, metrics: metrics.clone(), notify: notify.clone() };
-        let hub = Hub::new(links, graph, config.limits.credit_bytes.get(), config.limits.gateways_cached);
+        let (directory_tx, directory_rx) = watch::channel(Arc::default());
+        let links = Links {
+            inbox_rx,
+            sink_rx,
+            directory_rx,
+            sink: sink.clone(),
+            status_tx,
+            metrics: metrics.clone(),
+            notify: notify.clone(),
+        };
+        let policies = Policies::new(&config.policies);
+        let hub = Hub::new(links, graph, policies, config.limits.credit_bytes.get(), config.limits.gateways_cached);
         let writers = mpsc::channel(1);
         let connection_bytes = config.limits.connection_bytes.get();
         let context = Arc::new(Context {
@@ -209,6 +221,7 @@ impl Cloud {
             context,
             places: Arc::new(Semaphore::new(config.limits.connections_max)),
             enrolment: (config.gateways.clone(), enrolled_tx),
+            directory: (config.policies.dir.clone(), directory_tx),
             writers,
             sink_thread,
             status_rx,
@@ -249,7 +262,8 @@ impl Cloud {
             tasks.spawn(session::tcp::accept(listener, config, self.context.clone(), self.places, stopped.clone()));
         }
         let (gateways, enrolled_tx) = self.enrolment;
-        tasks.spawn(enrol::watch_file(gateways, enrolled_tx, self.context.metrics.clone(), stopped));
+        tasks.spawn(enrol::watch_file(gateways, enrolled_tx, self.context.metrics.clone(), stopped.clone()));
+        tasks.spawn(policies::watch(self.directory.0, self.directory.1, stopped));
         tracing::info!(quic = ?self.endpoint.local_addr().ok(), tls = ?tls_addr, "ready");
         self.notify.ready();
         // The hub ends by shutdown or by a sink that cannot go on; dropping its peers lets the last acks out.

@@ -7,7 +7,7 @@ use weir_host::admin::MetricsText;
 use weir_logic::ids::{Class, PerClass};
 use weir_logic::receive::Counters;
 
-use crate::status::Status;
+use crate::status::{PoliciesStatus, Status};
 
 /// What connections and the sink count.
 #[derive(Debug, Default)]
@@ -64,6 +64,7 @@ impl Metrics {
         text.gauge("weir_graph_causes_count", "Common causes of trouble that are named now.", graph.causes.len() as f64);
         text.counter("weir_graph_merges_total", "Parts, or changes of them, merged.", graph.merges);
         text.counter("weir_graph_refused_total", "Parts refused: garbage, too large, or too many.", graph.refused);
+        policies(&mut text, &status.policies);
         text.finish()
     }
 
@@ -111,6 +112,20 @@ impl Metrics {
         let ms = self.sink_commit_seconds.ms();
         text.counter("weir_sink_commit_milliseconds_total", "Time spent in committed transactions.", ms);
     }
+}
+
+/// The highest version is what an operator waits for.
+fn policies(text: &mut MetricsText, status: &PoliciesStatus) {
+    let newest = status.policies.first();
+    let version = newest.map_or(0, |policy| policy.version);
+    text.gauge("weir_policy_version", "Highest version of a policy that gateways are offered; 0 for none.", version as f64);
+    let halted = f64::from(u8::from(newest.is_some_and(|policy| policy.is_halted)));
+    text.gauge("weir_policy_halted", "1 if a gateway refused that version or took it back.", halted);
+    let gateways = newest.into_iter().flat_map(|policy| &policy.gateways);
+    let by_state = gateways.map(|(&state, &count)| ([("state", state)], count as f64));
+    text.gauges("weir_policy_gateways_count", "Gateways by what became of that version there.", by_state);
+    let problems = status.problems.len() as f64;
+    text.gauge("weir_policy_problems_count", "Files of policies that are not offered; see the status.", problems);
 }
 
 fn receive(text: &mut MetricsText, counters: &Counters) {

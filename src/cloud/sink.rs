@@ -26,9 +26,11 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use weir_host::clock::unix_us;
 use weir_logic::ids::{Epoch, Void};
 use weir_logic::receive::{Known, SessionId, Store};
+use weir_logic::rollout::OfferState;
 use weir_logic::store::SeqRange;
 
 use crate::metrics::Metrics;
+use crate::policies::PolicyRecord;
 use crate::schema::{Database, Layout, OpenError};
 use write::{Batch, Writer};
 
@@ -72,6 +74,24 @@ pub enum Work {
     Missing(SeqRange),
     /// An alert to keep: its kind and its text.
     Alert(&'static str, String),
+    /// A version of a policy, of no gateway: what may not change any more.
+    PolicyFound {
+        /// The version.
+        version: u64,
+        /// Its file.
+        file: String,
+        /// The signature of its text.
+        signature: Vec<u8>,
+    },
+    /// What became of a policy.
+    PolicyState {
+        /// The version.
+        version: u64,
+        /// What.
+        state: OfferState,
+        /// Why.
+        reason: String,
+    },
 }
 
 /// What the sink reports, in the order in which it happened.
@@ -83,6 +103,13 @@ pub enum SinkEvent {
         session: SessionId,
         /// What is on record, or why it cannot be read.
         known: Result<Known, String>,
+    },
+    /// The answer to [`Sink::load_policy`].
+    PolicyLoaded {
+        /// The version.
+        version: u64,
+        /// What is on record, or why it cannot be read.
+        record: Result<PolicyRecord, String>,
     },
     /// These are durable.
     Committed(Vec<(Arc<str>, Vec<SeqRange>)>),
@@ -113,6 +140,7 @@ pub struct Sink {
 enum Message {
     Job(Job),
     Load { gateway: Arc<str>, epochs: Vec<Epoch>, session: SessionId },
+    LoadPolicy { version: u64 },
     Finish,
 }
 
@@ -172,6 +200,11 @@ impl Sink {
     /// Asks what is on record; the answer is [`SinkEvent::Loaded`].
     pub fn load(&self, gateway: Arc<str>, epochs: Vec<Epoch>, session: SessionId) {
         let _ = self.messages_tx.send(Message::Load { gateway, epochs, session });
+    }
+
+    /// Asks what is on record of a version of a policy; the answer is [`SinkEvent::PolicyLoaded`].
+    pub fn load_policy(&self, version: u64) {
+        let _ = self.messages_tx.send(Message::LoadPolicy { version });
     }
 
     /// Commits what waits and ends the thread; at once if the database is stalled.
@@ -260,6 +293,10 @@ impl Worker {
         match message {
             Message::Job(job) => self.waiting.push_back(job),
             Message::Finish => self.finishing = true,
+            Message::LoadPolicy { version } => {
+                let record = load::policy(connection, version).map_err(|err| err.to_string());
+                let _ = self.events_tx.send(SinkEvent::PolicyLoaded { version, record });
+            }
             Message::Load { gateway, epochs, session } => {
                 let known = load::known(connection, &gateway, &epochs).map_err(|err| err.to_string());
                 let _ = self.events_tx.send(SinkEvent::Loaded { session, known });

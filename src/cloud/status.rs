@@ -1,5 +1,6 @@
 //! What `/status.json` and `/healthz` show: a snapshot that the hub publishes once a second and on every change of health.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
 use serde::Serialize;
@@ -26,9 +27,48 @@ pub struct Status {
     pub alerts: Vec<AlertStatus>,
     /// The global graph.
     pub graph: GraphStatus,
+    /// Policies that gateways are offered.
+    pub policies: PoliciesStatus,
     /// Sums over all gateways since the start.
     #[serde(skip)]
     pub counters: Counters,
+}
+
+/// Policies that gateways are offered.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct PoliciesStatus {
+    /// Those in the directory, the highest version first.
+    pub policies: Vec<PolicyStatus>,
+    /// Files that are not offered, and why.
+    pub problems: Vec<String>,
+}
+
+/// One version.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct PolicyStatus {
+    /// The version.
+    pub version: u64,
+    /// Its file.
+    pub file: String,
+    /// Who gets it now: `share`, `all` or `halted`; `unknown` until it is known what is on record of it.
+    pub stage: &'static str,
+    /// True if a gateway refused it or took it back, so that no other is offered it.
+    pub is_halted: bool,
+    /// Gateways by what became of it there.
+    pub gateways: BTreeMap<&'static str, u64>,
+    /// The first of those that did not keep it.
+    pub troubles: Vec<PolicyTroubleStatus>,
+}
+
+/// A gateway that did not keep a policy.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct PolicyTroubleStatus {
+    /// Its name.
+    pub gateway: String,
+    /// `refused`, `rolled-back` or `no-key`.
+    pub state: &'static str,
+    /// Why, in its words.
+    pub reason: String,
 }
 
 /// The global graph.
@@ -102,6 +142,8 @@ pub struct GatewayStatus {
     pub lanes: Vec<LaneStatus>,
     /// Sequence numbers that are missing, of the epochs in memory.
     pub missing: u64,
+    /// Version of the policy that it keeps, 0 for its own configuration; `None` while it is away, or if it knows no policies.
+    pub policy_version: Option<u64>,
 }
 
 /// One connection; over TCP it is two.
@@ -137,7 +179,7 @@ pub struct AlertStatus {
     pub at_us: u64,
     /// Whose; empty if it concerns all.
     pub gateway: String,
-    /// `missing`, `cloned`, `quarantine` or `store`.
+    /// `missing`, `cloned`, `quarantine`, `store` or `policy`.
     pub kind: &'static str,
     /// In words.
     pub text: String,

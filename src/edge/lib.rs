@@ -35,6 +35,7 @@ use crate::config::{Config, ListenTls, ModelInfo, PolicyError};
 use crate::shell::auth::Users;
 use crate::shell::interface::Interfaces;
 use crate::shell::listen::{HANDSHAKES_MAX, ListenCounters, Listener};
+use crate::shell::policies::Desk;
 use crate::shell::uplink::{TcpWay, Transport, UplinkTarget};
 use crate::shell::{Driver, DriverParts, InferBatch, UplinkHandle, moment};
 use crate::status::{Status, StoreStatus, UplinkStatus};
@@ -133,6 +134,7 @@ pub struct Edge {
     messages_tx: mpsc::Sender<shell::Message>,
     status_rx: watch::Receiver<Status>,
     store_thread: StoreThread,
+    desk_thread: std::thread::JoinHandle<()>,
     admin: Admin,
     tasks: Vec<tokio::task::JoinHandle<()>>,
 }
@@ -184,10 +186,19 @@ impl Edge {
         let (infer_tx, infer_rx) = mpsc::channel(INFER_LEN);
         let (models, infos) = start_models(config, &infer_tx)?;
         let policy = config.policy(&infos)?;
+        let (desk, policy, offers) = Desk::open(config, &infos, &base_status.gateway, policy);
         let found = Found { held: &opened.held, voids: &opened.voids, damaged: &opened.damaged };
         let names: Vec<String> = policy.uplinks.iter().map(|uplink| uplink.name.to_string()).collect();
         let budgets = budget::load(&budget::path(data_dir), &names);
-        let start = Start { name: &base_status.gateway, epoch, seed: random()?, software: SOFTWARE, found, budgets: &budgets };
+        let start = Start {
+            name: &base_status.gateway,
+            epoch,
+            seed: random()?,
+            software: SOFTWARE,
+            found,
+            budgets: &budgets,
+            policy: offers,
+        };
         let gateway = Gateway::new(now, policy, &start)?;
         base_status.epoch = format!("{:016x}", epoch.0);
 
@@ -195,6 +206,8 @@ impl Edge {
         let (messages_tx, messages_rx) = mpsc::channel(MESSAGES_LEN);
         let credentials_tx = shell::auth::spawn(users(config), messages_tx.clone())
             .map_err(|source| StartError::System { what: "a thread", source })?;
+        let (policies_tx, desk_thread) =
+            desk.spawn(messages_tx.downgrade()).map_err(|source| StartError::System { what: "a thread", source })?;
         let listen_counters = Arc::new(ListenCounters::default());
         let listeners = listeners(config, sockets.mqtt, &listen_counters)?;
         let mut tasks = Vec::new();
@@ -211,6 +224,7 @@ impl Edge {
             credentials_tx,
             store_tx,
             store_rx,
+            policies_tx,
             models,
             infer_rx,
             uplinks,
@@ -220,7 +234,7 @@ impl Edge {
             notify,
             listen_counters,
         });
-        Ok(Edge { driver, listeners, messages_tx, status_rx, store_thread, admin, tasks })
+        Ok(Edge { driver, listeners, messages_tx, status_rx, store_thread, desk_thread, admin, tasks })
     }
 
     /// Follows the box's status.
@@ -235,7 +249,7 @@ impl Edge {
 
     /// Runs until shutdown is requested; then ends connections and waits until what was taken in is safe.
     pub async fn run(self, shutdown: Shutdown) {
-        let Edge { driver, listeners, messages_tx, status_rx: _, store_thread, admin, mut tasks } = self;
+        let Edge { driver, listeners, messages_tx, status_rx: _, store_thread, desk_thread, admin, mut tasks } = self;
         tasks.extend(listeners.into_iter().map(|listener| tokio::spawn(shell::listen::run(listener, messages_tx.clone()))));
         drop(messages_tx);
         let models = Box::pin(driver.run(shutdown)).await;
@@ -247,6 +261,9 @@ impl Edge {
                 model.stop();
             }
             drop(admin);
+            if desk_thread.join().is_err() {
+                tracing::error!("the policies' thread panicked");
+            }
             store_thread.join()
         };
         match tokio::task::spawn_blocking(end).await {

@@ -15,6 +15,7 @@ pub(crate) fn text(status: &Status) -> String {
     streams(status, &mut out);
     lanes(status, &mut out);
     plan(status, &mut out);
+    policy(status, &mut out);
     graph(status, &mut out);
     uplinks(status, &mut out);
     models(status, &mut out);
@@ -43,6 +44,14 @@ fn process(status: &Status, out: &mut MetricsText) {
     out.counter("weir_buffer_commit_failures_total", "Transactions that failed.", status.store.commit_failures);
     out.counter("weir_buffer_flash_bytes_total", "Bytes written to flash.", status.store.flash_bytes);
     out.gauge("weir_buffer_file_bytes", "Length of the buffer's file.", status.store.file_bytes as f64);
+}
+
+fn policy(status: &Status, out: &mut MetricsText) {
+    let p = &status.policy;
+    out.gauge("weir_policy_version", "Version of the policy in force; 0 for the box's own configuration.", p.version as f64);
+    out.gauge("weir_policy_trial_version", "Version of the policy on trial; 0 for none.", p.trial_version.unwrap_or(0) as f64);
+    let changes = p.changes.iter().map(|(state, &count)| ([("state", state.as_str())], count));
+    out.counters("weir_policy_changes_total", "What became of policies that the cloud offered.", changes);
 }
 
 fn ingest(status: &Status, out: &mut MetricsText) {

@@ -12,6 +12,7 @@ use weir_logic::health::{BreakerState, PathStats};
 use weir_logic::ids::Class;
 use weir_logic::ingest::SampleCounts;
 use weir_logic::mqtt::Counters;
+use weir_logic::rollout::OfferState;
 
 use crate::shell::listen::ListenCounters;
 
@@ -57,6 +58,8 @@ pub struct Status {
     pub lanes: Vec<LaneStatus>,
     /// The price of a byte of uplink, and what made it.
     pub plan: PlanStatus,
+    /// The policy in force, and what became of those that the cloud offered.
+    pub policy: PolicyStatus,
     /// What was told of the box's part of the health graph, and what was heard.
     pub graph: GraphStatus,
     /// Uplinks, in the order of the configuration.
@@ -203,6 +206,27 @@ pub struct PlanStatus {
     pub routes: BTreeMap<String, Vec<String>>,
     /// Changes of the plan since start; the last ones are told by `/explain.json`.
     pub changes: u64,
+}
+
+/// The policy in force, and what became of those that the cloud offered.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct PolicyStatus {
+    /// Version in force, or that a trial goes back to; 0 for the box's own configuration.
+    pub version: u64,
+    /// Whether the box has a key to check policies with.
+    pub has_key: bool,
+    /// The version on trial.
+    pub trial_version: Option<u64>,
+    /// How long that lasts at most, in microseconds.
+    pub trial_left_us: Option<u64>,
+    /// The last one of which something became: its version.
+    pub last_version: Option<u64>,
+    /// What: `trial`, `kept`, `refused`, `rolled-back` or `no-key`.
+    pub last_state: String,
+    /// Why.
+    pub last_reason: String,
+    /// How often that was so since start, by the same words.
+    pub changes: BTreeMap<String, u64>,
 }
 
 /// What was told of the box's part of the health graph, and what was heard.
@@ -363,6 +387,7 @@ impl Status {
             streams: streams(gateway),
             lanes: Class::ALL.into_iter().map(|class| lane(now_us, gateway, class)).collect(),
             plan: price(gateway),
+            policy: policy(now_us, gateway),
             graph: graph(gateway),
             uplinks: self
                 .uplinks
@@ -411,6 +436,22 @@ fn ingest(gateway: &Gateway) -> IngestStatus {
         windows_pending: ingest.pending_windows() as u64,
         verdicts,
         verdict_errors,
+    }
+}
+
+fn policy(now_us: u64, gateway: &Gateway) -> PolicyStatus {
+    let policies = gateway.policies();
+    let (trial, last) = (policies.on_trial(), policies.last());
+    let told = policies.counts().filter(|(state, _)| *state != OfferState::Offered);
+    PolicyStatus {
+        version: policies.kept(),
+        has_key: policies.has_key(),
+        trial_version: trial.map(|(version, _)| version),
+        trial_left_us: trial.map(|(_, end_us)| end_us.saturating_sub(now_us)),
+        last_version: last.map(|last| last.version),
+        last_state: last.map(|last| last.state.name().to_owned()).unwrap_or_default(),
+        last_reason: last.map(|last| last.reason.clone()).unwrap_or_default(),
+        changes: told.map(|(state, count)| (state.name().to_owned(), count)).collect(),
     }
 }
 

@@ -75,6 +75,11 @@ impl MonthBudget {
         }
     }
 
+    /// The month has so many bytes from now on; what was used stays used.
+    pub fn set_limit(&mut self, limit_bytes: u64) {
+        self.limit_bytes = limit_bytes;
+    }
+
     /// Bytes were used, in either direction.
     pub fn spend(&mut self, bytes: u64) {
         let was_open = self.allowance().others_bytes > 0;

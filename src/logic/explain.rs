@@ -21,7 +21,7 @@ pub struct Change {
     pub at_us: u64,
     /// The plan's version.
     pub version: u64,
-    /// What it is about: `stream NAME` or `lane CLASS`.
+    /// What it is about: `stream NAME`, `lane CLASS` or `policy`.
     pub subject: String,
     /// Before; empty for the first plan.
     pub old: String,

@@ -23,10 +23,12 @@ pub use answers::{
 };
 pub use events::{Event, Input, Output};
 pub use federation::FederationCounts;
+pub use offers::{PolicyNews, PolicyStart, PolicyView};
 
 use control::{Control, close_reason};
 use federation::Federation;
 use losses::Losses;
+use offers::Offers;
 use ways::Way;
 
 /// What the gateway starts with.
@@ -44,6 +46,8 @@ pub struct Start<'a> {
     pub found: Found<'a>,
     /// By uplink: what was saved of its month's budget.
     pub budgets: &'a [BudgetLevel],
+    /// Which policy it is, and what is to be told of others.
+    pub policy: PolicyStart,
 }
 
 /// The composition: ingest, lanes, uplinks and the plan between them.
@@ -59,6 +63,7 @@ pub struct Gateway {
     federation: Federation,
     control: Control,
     changes: Changes,
+    offers: Offers,
     software: String,
     outputs: VecDeque<Output>,
     safe: PerClass<u64>,
@@ -107,6 +112,7 @@ impl Gateway {
             lanes,
             uplinks,
             changes: Changes::default(),
+            offers: Offers::new(&start.policy),
             software: start.software.to_owned(),
             outputs: VecDeque::new(),
             commit_failing: false,
@@ -162,6 +168,7 @@ impl Gateway {
                     self.uplinks[usize::from(uplink)].retry_now(now_us);
                 }
             }
+            Input::PolicyChecked { version, result } => self.policy_checked(now_us, version, result),
             Input::Stop => self.stop(now),
         }
         self.settle(now);
@@ -258,11 +265,13 @@ impl Gateway {
                     self.outputs.push_back(Output::Event(Event::CloudLoad { uplink, load }));
                 }
                 SessionOutput::Asked { id, text } => self.answer(now_us, index, id, &text),
+                SessionOutput::PolicyOffer(offer) => self.offered(now_us, offer),
                 SessionOutput::Up => {
                     // A busy cloud says so right after this.
                     self.ways[index].pressure.tell(now_us, LoadLevel::Idle);
                     self.lanes.set_uplink_up(now_us, true);
                     self.control.at_once = true;
+                    self.greet_with_policy(index);
                     self.outputs.push_back(Output::Event(Event::UplinkUp { uplink }));
                 }
                 SessionOutput::Failed(reason) => {
@@ -431,6 +440,7 @@ mod control;
 mod events;
 mod federation;
 mod losses;
+mod offers;
 #[cfg(test)]
 mod tests;
 mod ways;

@@ -68,6 +68,11 @@ impl Trial {
         self.version
     }
 
+    /// From when on an uplink counts, in service time.
+    pub fn settled_us(&self) -> u64 {
+        self.since_us.saturating_add(SETTLE_US)
+    }
+
     /// When it ends at the latest, in service time.
     pub fn end_us(&self) -> u64 {
         self.end_us
@@ -78,7 +83,7 @@ impl Trial {
         if now.is_failing && !self.before.is_failing {
             return Some(Outcome::RolledBack(Fault::Buffer));
         }
-        self.uplink_seen |= is_uplink_up && now_us >= self.since_us.saturating_add(SETTLE_US);
+        self.uplink_seen |= is_uplink_up && now_us >= self.settled_us();
         let goes_on = !self.had_messages || now.messages > self.before.messages;
         if goes_on && self.uplink_seen {
             return Some(Outcome::Kept);

@@ -45,8 +45,8 @@ impl Policy {
         self.streams.iter().any(|stream| stream.value.is_some())
     }
 
-    /// This policy with what a running box can take over from `next`, all of it or nothing: class, fidelity, value and zones of
-    /// streams; classes, meter and warmth of uplinks; price limits and copies. All else stays as it is here.
+    /// This policy with what a running box can take over from `next`, all of it or nothing: class, fidelity, keep rules, value
+    /// and zones of streams; classes, meter and warmth of uplinks; price limits and copies. All else stays as it is here.
     ///
     /// # Errors
     /// See [`Misfit`]: `next` was made for another configuration.
@@ -72,9 +72,11 @@ impl Policy {
             }
             (stream.class, stream.fidelity, stream.value) = (next.class, next.fidelity, next.value);
             stream.zones.clone_from(&next.zones);
+            stream.keep.clone_from(&next.keep);
         }
         for (uplink, next) in policy.uplinks.iter_mut().zip(&next.uplinks) {
-            if (&uplink.name, uplink.stands_in_for, &uplink.ingest) != (&next.name, next.stands_in_for, &next.ingest) {
+            // Where it leads to is what the far end calls itself by now.
+            if (&uplink.name, uplink.stands_in_for) != (&next.name, next.stands_in_for) {
                 return Err(Misfit::Uplink { now: uplink.name.clone(), next: next.name.clone() });
             }
             (uplink.classes, uplink.meter, uplink.warm) = (next.classes, next.meter, next.warm);
@@ -111,8 +113,8 @@ pub enum Misfit {
         /// Its name in the new one.
         next: Arc<str>,
     },
-    /// An uplink has another name, main uplink or ingest node.
-    #[error("name or destination of the uplink `{now}` differ (`{next}`); they change only in the box's configuration")]
+    /// An uplink has another name or main uplink.
+    #[error("name or fallback of the uplink `{now}` differ (`{next}`); they change only in the box's configuration")]
     Uplink {
         /// Its name in the policy that runs.
         now: Arc<str>,

@@ -255,7 +255,10 @@ impl Receiver {
             | Body::Advice(_)
             | Body::Load(_)
             | Body::Question(_)
-            | Body::Answer(_) => self.counters.controls_ignored += 1,
+            | Body::Answer(_)
+            // What a gateway says of policies is for whoever keeps those.
+            | Body::PolicyOffer(_)
+            | Body::PolicyState(_) => self.counters.controls_ignored += 1,
         }
     }
 

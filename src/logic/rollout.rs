@@ -3,7 +3,8 @@
 //! Think of a new recipe that a few tables get first. The tables are chosen by a hash of their name and the version, so that
 //! it is not the same few each time and a cloud that restarts chooses the same ones. The rest are served when every first table that was served has kept it
 //! and nobody has sent it back for [`Rollout::new`]'s soak time. One that sends it back stops it everywhere, until there is
-//! a new version: what runs elsewhere stays, because it was kept there.
+//! a new version: what runs elsewhere stays, because it was kept there. A box without a key for policies takes none at all:
+//! it says nothing of this one, and stops nothing.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -22,9 +23,21 @@ pub enum OfferState {
     Refused,
     /// It was taken back.
     RolledBack,
+    /// It was not taken: the gateway has no key to check policies with.
+    NoKey,
 }
 
 impl OfferState {
+    /// All of them, in the order of their codes.
+    pub const ALL: [OfferState; 6] = [
+        OfferState::Offered,
+        OfferState::Trial,
+        OfferState::Kept,
+        OfferState::Refused,
+        OfferState::RolledBack,
+        OfferState::NoKey,
+    ];
+
     /// Its number on the wire.
     pub const fn code(self) -> u32 {
         self as u32
@@ -32,8 +45,7 @@ impl OfferState {
 
     /// The inverse of [`OfferState::code`].
     pub fn from_code(code: u32) -> Option<OfferState> {
-        use OfferState::{Kept, Offered, Refused, RolledBack, Trial};
-        [Offered, Trial, Kept, Refused, RolledBack].into_iter().find(|state| state.code() == code)
+        OfferState::ALL.into_iter().find(|state| state.code() == code)
     }
 
     /// The word used in logs and status.
@@ -44,6 +56,7 @@ impl OfferState {
             OfferState::Kept => "kept",
             OfferState::Refused => "refused",
             OfferState::RolledBack => "rolled-back",
+            OfferState::NoKey => "no-key",
         }
     }
 }
@@ -57,6 +70,17 @@ pub enum Stage {
     All,
     /// Somebody sent it back: nobody gets it any more.
     Halted,
+}
+
+impl Stage {
+    /// The word used in logs and status.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Stage::Share => "share",
+            Stage::All => "all",
+            Stage::Halted => "halted",
+        }
+    }
 }
 
 /// One version of a policy on its way to the gateways.
@@ -102,21 +126,23 @@ impl Rollout {
         halts
     }
 
-    /// The gateways to offer it to now, of those that are connected and that it is for, in any order; they count as offered.
-    pub fn offers(&mut self, now_us: u64, connected: &[Arc<str>]) -> Vec<Arc<str>> {
+    /// The gateways to offer it to now, of those that are connected and that it is for, in any order and at most `limit`; they
+    /// count as offered.
+    pub fn offers(&mut self, now_us: u64, connected: &[Arc<str>], limit: usize) -> Vec<Arc<str>> {
         self.advance(now_us);
-        if self.stage == Stage::Halted || connected.is_empty() {
+        if self.stage == Stage::Halted {
             return Vec::new();
         }
-        let first = connected.iter().min_by_key(|gateway| rank(gateway, self.version));
+        let fresh = connected.iter().filter(|gateway| !self.states.contains_key(*gateway));
+        let first = fresh.clone().min_by_key(|gateway| rank(gateway, self.version));
+        let nobody_has_it = self.states.values().all(|&state| state == OfferState::NoKey);
         let is_chosen = |gateway: &&Arc<str>| {
             let in_share = rank(gateway, self.version) % 1_000_000 < u64::from(self.share_ppm);
             // At least one gets it first; once one has, that one is it.
-            let is_first = self.states.is_empty() && first == Some(*gateway);
+            let is_first = nobody_has_it && first == Some(*gateway);
             self.stage == Stage::All || in_share || is_first
         };
-        let fresh = connected.iter().filter(|gateway| !self.states.contains_key(*gateway));
-        let chosen: Vec<Arc<str>> = fresh.filter(is_chosen).cloned().collect();
+        let chosen: Vec<Arc<str>> = fresh.filter(is_chosen).take(limit).cloned().collect();
         self.states.extend(chosen.iter().map(|gateway| (Arc::clone(gateway), OfferState::Offered)));
         chosen
     }
@@ -128,14 +154,39 @@ impl Rollout {
         }
     }
 
+    /// A gateway turned out to have nothing of it, whatever it said: it was set up anew, or has a key now.
+    pub fn forget(&mut self, gateway: &Arc<str>) {
+        self.states.remove(gateway);
+    }
+
     fn advance(&mut self, now_us: u64) {
-        let is_kept = !self.states.is_empty() && self.states.values().all(|&state| state == OfferState::Kept);
+        let mut asked = self.states.values().filter(|&&state| state != OfferState::NoKey).peekable();
+        let is_kept = asked.peek().is_some() && asked.all(|&state| state == OfferState::Kept);
         self.kept_since_us = if is_kept { self.kept_since_us.or(Some(now_us)) } else { None };
         let soaked = self.kept_since_us.is_some_and(|since_us| now_us >= since_us.saturating_add(self.soak_us));
         if self.stage == Stage::Share && soaked {
             self.stage = Stage::All;
         }
     }
+}
+
+/// True if one of the patterns is the gateway's name, where `*` stands for any text; no patterns are for all.
+pub fn is_for(patterns: &[String], gateway: &str) -> bool {
+    patterns.is_empty() || patterns.iter().any(|pattern| matches(pattern, gateway))
+}
+
+fn matches(pattern: &str, name: &str) -> bool {
+    let Some((start, rest)) = pattern.split_once('*') else { return pattern == name };
+    let Some(mut name) = name.strip_prefix(start) else { return false };
+    let mut parts: Vec<&str> = rest.split('*').collect();
+    let end = parts.pop().unwrap_or_default();
+    for part in parts {
+        match name.find(part) {
+            Some(at) => name = &name[at + part.len()..],
+            None => return false,
+        }
+    }
+    name.ends_with(end)
 }
 
 /// A number of a gateway that differs from version to version (FNV-1a).
@@ -159,13 +210,13 @@ mod tests {
     #[test]
     fn a_share_gets_it_first_and_the_rest_after_the_soak() {
         let (fleet, mut rollout) = (fleet(1_000), Rollout::new(3, 100_000, 600 * S));
-        let first = rollout.offers(0, &fleet);
+        let first = rollout.offers(0, &fleet, 9_999);
         assert!((60..150).contains(&first.len()), "{}", first.len());
-        assert!(rollout.offers(1, &fleet).is_empty(), "once each");
+        assert!(rollout.offers(1, &fleet, 9_999).is_empty(), "once each");
         first.iter().for_each(|gateway| assert!(!rollout.told(gateway, OfferState::Kept)));
-        assert!(rollout.offers(10 * S, &fleet).is_empty());
-        assert!(rollout.offers(609 * S, &fleet).is_empty(), "not soaked");
-        let rest = rollout.offers(610 * S, &fleet);
+        assert!(rollout.offers(10 * S, &fleet, 9_999).is_empty());
+        assert!(rollout.offers(609 * S, &fleet, 9_999).is_empty(), "not soaked");
+        let rest = rollout.offers(610 * S, &fleet, 9_999);
         assert_eq!((first.len() + rest.len(), rollout.stage()), (1_000, Stage::All));
         assert!(rest.iter().all(|gateway| !first.contains(gateway)));
     }
@@ -173,32 +224,56 @@ mod tests {
     #[test]
     fn one_that_sends_it_back_halts_it() {
         let (fleet, mut rollout) = (fleet(100), Rollout::new(3, 100_000, 0));
-        let first = rollout.offers(0, &fleet);
+        let first = rollout.offers(0, &fleet, 9_999);
         assert!(rollout.told(&first[0], OfferState::RolledBack));
         assert!(!rollout.told(&first[0], OfferState::RolledBack), "told once");
-        assert_eq!((rollout.stage(), rollout.offers(S, &fleet).len()), (Stage::Halted, 0));
+        assert_eq!((rollout.stage(), rollout.offers(S, &fleet, 9_999).len()), (Stage::Halted, 0));
+    }
+
+    #[test]
+    fn boxes_without_a_key_are_passed_over_and_a_limit_spreads_the_offers() {
+        let (fleet, mut rollout) = (fleet(50), Rollout::new(1, 0, 0));
+        let first = rollout.offers(0, &fleet, 9);
+        assert_eq!(first.len(), 1);
+        assert!(!rollout.told(&first[0], OfferState::NoKey), "it halts nothing");
+        let second = rollout.offers(1, &fleet, 9);
+        assert!(second.len() == 1 && second != first, "another is the first");
+        rollout.told(&second[0], OfferState::Kept);
+        assert_eq!(rollout.offers(2, &fleet, 9).len(), 9);
+        assert_eq!(rollout.offers(3, &fleet, 90).len(), 39);
+        rollout.forget(&first[0]);
+        assert_eq!(rollout.offers(4, &fleet, 9), first, "it has a key now");
+    }
+
+    #[test]
+    fn patterns_name_gateways() {
+        let is_for = |patterns: &[&str], name| is_for(&patterns.iter().map(ToString::to_string).collect::<Vec<_>>(), name);
+        assert!(is_for(&[], "box-1") && is_for(&["*"], "box-1") && is_for(&["box-1"], "box-1"));
+        assert!(is_for(&["hall-*", "box-*"], "box-1") && is_for(&["*-1"], "box-1") && is_for(&["b*x*1"], "box-1"));
+        assert!(!is_for(&["box"], "box-1") && !is_for(&["*-2"], "box-1") && !is_for(&["box-1*1"], "box-1"));
+        assert!(!is_for(&["a*"], "box-1") && !is_for(&["*z*"], "box-1") && is_for(&["**"], ""));
     }
 
     #[test]
     fn a_small_fleet_has_a_first_one_and_waits_for_it() {
         let (fleet, mut rollout) = (fleet(2), Rollout::new(1, 1, 0));
-        let first = rollout.offers(0, &fleet);
+        let first = rollout.offers(0, &fleet, 9_999);
         assert_eq!(first.len(), 1);
-        assert!(rollout.offers(1, &fleet).is_empty());
+        assert!(rollout.offers(1, &fleet, 9_999).is_empty());
         rollout.told(&first[0], OfferState::Trial);
-        assert!(rollout.offers(2, &fleet).is_empty());
+        assert!(rollout.offers(2, &fleet, 9_999).is_empty());
         rollout.told(&first[0], OfferState::Kept);
-        assert_eq!(rollout.offers(3, &fleet).len(), 1);
+        assert_eq!(rollout.offers(3, &fleet, 9_999).len(), 1);
     }
 
     #[test]
     fn who_was_cut_off_before_a_word_is_offered_it_again_and_restarts_choose_the_same() {
         let fleet = fleet(300);
         let mut rollout = Rollout::new(9, 50_000, 0);
-        let first = rollout.offers(0, &fleet);
+        let first = rollout.offers(0, &fleet, 9_999);
         rollout.lost(&first[0]);
-        assert_eq!(rollout.offers(1, &fleet), [first[0].clone()]);
-        assert_eq!(Rollout::new(9, 50_000, 0).offers(0, &fleet), first);
-        assert_ne!(Rollout::new(10, 50_000, 0).offers(0, &fleet), first, "other tables another time");
+        assert_eq!(rollout.offers(1, &fleet, 9_999), [first[0].clone()]);
+        assert_eq!(Rollout::new(9, 50_000, 0).offers(0, &fleet, 9_999), first);
+        assert_ne!(Rollout::new(10, 50_000, 0).offers(0, &fleet, 9_999), first, "other tables another time");
     }
 }

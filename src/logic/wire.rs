@@ -32,7 +32,7 @@ pub const ANSWER_LEN_MAX: usize = 48 * 1024;
 #[derive(Clone, PartialEq, Message)]
 pub struct Control {
     /// The message; `None` if it is of a kind this version does not know.
-    #[prost(oneof = "Body", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 22, 23")]
+    #[prost(oneof = "Body", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 20, 21, 22, 23")]
     pub body: Option<Body>,
 }
 
@@ -72,6 +72,12 @@ pub enum Body {
     /// Cloud to gateway: how busy it is.
     #[prost(message, tag = "11")]
     Load(CloudLoad),
+    /// Cloud to gateway: a policy, signed by whoever the gateway lets decide that.
+    #[prost(message, tag = "20")]
+    PolicyOffer(PolicyOffer),
+    /// Gateway to cloud, after each greeting and at each change: which policy it has, and what became of the last one offered.
+    #[prost(message, tag = "21")]
+    PolicyState(PolicyState),
     /// Cloud to gateway: somebody there asks why.
     #[prost(message, tag = "22")]
     Question(AskedQuestion),
@@ -297,6 +303,47 @@ impl CloudLoad {
     }
 }
 
+/// A policy for a gateway.
+#[derive(Clone, PartialEq, Eq, Message)]
+pub struct PolicyOffer {
+    /// The version that its text says, so that a gateway need not read one that it has.
+    #[prost(uint64, tag = "1")]
+    pub version: u64,
+    /// The text, at most [`POLICY_LEN_MAX`] bytes.
+    #[prost(bytes = "bytes", tag = "2")]
+    pub text: Bytes,
+    /// The signature of the text.
+    #[prost(bytes = "bytes", tag = "3")]
+    pub signature: Bytes,
+}
+
+/// Longest text of a policy in bytes. Heartbeats are answered on the stream that it comes on: at 100 kbit/s it takes five seconds.
+pub const POLICY_LEN_MAX: usize = 64 * 1024;
+/// Longest reason in a [`PolicyState`], in bytes: a screen of mistakes.
+pub const POLICY_REASON_LEN_MAX: usize = 2_048;
+
+/// What a gateway says of policies.
+#[derive(Clone, PartialEq, Eq, Message)]
+pub struct PolicyState {
+    /// The version that it says something of.
+    #[prost(uint64, tag = "1")]
+    pub version: u64,
+    /// [`crate::rollout::OfferState::code`].
+    #[prost(uint32, tag = "2")]
+    pub state: u32,
+    /// Why, in words; at most [`POLICY_REASON_LEN_MAX`] bytes.
+    #[prost(string, tag = "3")]
+    pub reason: String,
+    /// The version that it goes back to, or has; 0 for its own configuration.
+    #[prost(uint64, tag = "4")]
+    pub kept: u64,
+}
+
+/// The beginning of a reason, no longer than [`POLICY_REASON_LEN_MAX`].
+pub fn policy_reason(reason: &str) -> &str {
+    &reason[..reason.floor_char_boundary(POLICY_REASON_LEN_MAX)]
+}
+
 /// Why bytes on a stream are refused; the session is closed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum FrameError {
@@ -452,6 +499,26 @@ mod tests {
                 prop_assert_eq!(stream.to_bytes(), *head);
             }
         }
+    }
+
+    #[test]
+    fn a_policy_and_its_reason_fit_into_a_message_and_old_peers_skip_them() {
+        let text = Bytes::from(vec![b'x'; POLICY_LEN_MAX]);
+        let offer = PolicyOffer { version: u64::MAX, text, signature: Bytes::from(vec![0; 64]) };
+        let mut bytes = Vec::new();
+        encode_control(Body::PolicyOffer(offer.clone()), &mut bytes);
+        let reason = policy_reason(&"ä".repeat(POLICY_REASON_LEN_MAX)).to_owned();
+        assert_eq!(reason.len(), POLICY_REASON_LEN_MAX);
+        assert_eq!(policy_reason(&format!("x{reason}")).len(), POLICY_REASON_LEN_MAX - 1, "no half character");
+        encode_control(Body::PolicyState(PolicyState { version: 1, state: 4, reason, kept: 0 }), &mut bytes);
+        let mut buffer = BytesMut::from(&bytes[..]);
+        let control = take_control(&mut buffer).expect("our own").expect("a whole one");
+        assert_eq!(control.body, Some(Body::PolicyOffer(offer)));
+        assert!(take_control(&mut buffer).expect("our own").is_some() && buffer.is_empty());
+        // A field of a number that nobody knows.
+        let unknown = [[4, 0, 0, 0].as_slice(), &[0xa2, 0x06, 1, 0]].concat();
+        let skipped = take_control(&mut BytesMut::from(&unknown[..])).expect("protobuf").expect("a whole one");
+        assert_eq!(skipped.body, None);
     }
 
     #[test]

@@ -91,8 +91,9 @@ fn report_cloud(file: &Path, out: &mut dyn Write) -> io::Result<bool> {
 }
 
 /// Keys at the top that only one side has; `listen` is a list on the box and a table in the cloud.
-const EDGE_KEYS: [&str; 10] = ["gateway", "mqtt", "user", "stream", "model", "infer", "lane", "buffer", "uplink", "session"];
-const CLOUD_KEYS: [&str; 3] = ["gateways", "store", "limits"];
+const EDGE_KEYS: [&str; 11] =
+    ["gateway", "mqtt", "user", "stream", "model", "infer", "lane", "buffer", "uplink", "session", "policy"];
+const CLOUD_KEYS: [&str; 4] = ["gateways", "store", "limits", "policies"];
 
 /// Judged by lines, because a file with mistakes need not be TOML. A file without any such key is one of the box.
 fn is_cloud_file(path: &Path) -> bool {

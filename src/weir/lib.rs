@@ -9,5 +9,6 @@ pub mod graph;
 pub mod link;
 pub mod passwd;
 pub mod pki;
+pub mod policy;
 pub mod runtime;
 pub mod sim;

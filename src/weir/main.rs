@@ -11,6 +11,7 @@ use weir::explain::ExplainArgs;
 use weir::graph::GraphArgs;
 use weir::link::command::LinkArgs;
 use weir::pki::PkiCommand;
+use weir::policy::PolicyCommand;
 use weir::runtime::RuntimeCommand;
 use weir::sim::command::SimArgs;
 
@@ -39,6 +40,9 @@ enum Command {
     /// Make a certificate authority and issue certificates
     #[command(subcommand)]
     Pki(PkiCommand),
+    /// Make keys for policies, check them, and sign them
+    #[command(subcommand)]
+    Policy(PolicyCommand),
     /// Look into a box's buffer
     #[command(subcommand)]
     Buffer(BufferCommand),
@@ -79,6 +83,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::Demo(args) => return weir::demo::execute(&args),
         Command::Check(args) => return weir::check::run(&args),
+        Command::Policy(command) => return Ok(command.run(&mut io::stdout().lock())?),
         Command::Sim(args) => return weir::sim::command::run(&args),
         Command::Link(args) => return weir::link::command::run(&args),
         Command::Explain(args) => weir::explain::run(&args, &mut io::stdout().lock())?,

@@ -11,6 +11,7 @@ mod full_disk;
 mod interfaces;
 mod link;
 mod oracle;
+mod policies;
 mod purity;
 mod readme;
 mod restarts;

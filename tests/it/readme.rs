@@ -67,7 +67,9 @@ fn the_lines_for_a_box_and_a_cloud_by_hand_work() {
             .replace("127.0.0.1:9181", &cloud_admin.to_string())
             .replace("gateway.data_dir", &format!("admin.http = \"{edge_admin}\"\ngateway.data_dir"))
     };
-    let setup: String = block("weir pki init")
+    let policy = [block("weir policy keygen"), block("weir policy check")].concat();
+    let setup: String = [block("weir pki init"), policy.as_str()]
+        .concat()
         .lines()
         .filter(|line| !line.starts_with("cargo build") && !line.starts_with("export PATH"))
         .map(|line| adapted(line) + "\n")
@@ -103,6 +105,13 @@ fn the_lines_for_a_box_and_a_cloud_by_hand_work() {
         });
         assert_eq!(row, ("box-1".to_owned(), "hall-3".to_owned(), r#"{"temperature": 21.5}"#.to_owned()));
     }
+    // The policy is in the folder that the cloud watches, so it comes to the box.
+    let lane = wait_for("the policy", LIMIT, || {
+        let status: serde_json::Value = serde_json::from_str(&edge.get("/status.json")?.1).ok()?;
+        let plan = status["streams"][0]["plan"].as_str()?.to_owned();
+        (status["policy"]["trial_version"] == 7 || status["policy"]["version"] == 7).then_some(plan)
+    });
+    assert!(lane.contains("in lane high"), "{lane}");
     assert!(edge.terminate(LIMIT).success() && cloud.terminate(LIMIT).success());
 
     for line in block("weir buffer inspect").lines() {
@@ -155,7 +164,7 @@ fn the_line_that_runs_a_configuration_of_ones_own_works_and_names_what_is_wrong_
 
 #[test]
 fn every_command_is_run_by_a_test_or_by_the_gate() {
-    let by_hand = [block("weir pki init"), block("weir-edge run")].concat();
+    let by_hand = ["weir pki init", "weir-edge run", "weir policy keygen", "weir policy check"].map(block).concat();
     for line in blocks().into_iter().filter(|block| !by_hand.contains(block)).flat_map(str::lines) {
         assert!(RUN_ELSEWHERE.iter().any(|known| line.starts_with(known)), "nobody runs `{line}`");
     }

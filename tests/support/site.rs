@@ -42,6 +42,8 @@ pub struct Plan {
     pub uplink: String,
     /// Keys of the cloud's `[store]` besides `path`.
     pub store: String,
+    /// More tables of the cloud's configuration.
+    pub cloud: String,
     /// Seed of the link.
     pub seed: u64,
 }
@@ -58,6 +60,7 @@ impl Plan {
             buffer: String::new(),
             uplink: String::new(),
             store: String::new(),
+            cloud: String::new(),
             seed: 1,
         }
     }
@@ -223,14 +226,14 @@ impl Site {
     fn cloud_config(&self) -> String {
         let Addrs { cloud_quic: quic, cloud_tls: tls, cloud_admin: admin, .. } = self.addrs;
         let dir = self.dir().display();
-        let (store, database) = (&self.plan.store, self.database());
+        let (store, more, database) = (&self.plan.store, &self.plan.cloud, self.database());
         let database = database.display();
         format!(
             "[listen]\nquic = \"{quic}\"\ntls = \"{tls}\"\n\
              [tls]\ncert = \"{dir}/pki/cloud.pem\"\nkey = \"{dir}/pki/cloud.key\"\nca = \"{dir}/pki/ca.pem\"\n\
              [gateways]\nenrolled = [\"{GATEWAY}\", \"{NEIGHBOUR}\"]\n\
              [store]\npath = \"{database}\"\n{store}\n\
-             [admin]\nhttp = \"{admin}\"\n"
+             [admin]\nhttp = \"{admin}\"\n{more}"
         )
     }
 

@@ -1,9 +1,14 @@
 //! Reads what is on record of a gateway.
 
+use std::sync::Arc;
+
 use rusqlite::{Connection, OptionalExtension, params};
 use weir_logic::ids::{Epoch, PerClass};
 use weir_logic::ranges::RangeSet;
 use weir_logic::receive::{Known, KnownEpoch};
+use weir_logic::rollout::OfferState;
+
+use crate::policies::PolicyRecord;
 
 /// How an epoch is written in the database: 16 hexadecimal digits.
 pub(super) fn epoch_text(epoch: Epoch) -> String {
@@ -34,6 +39,22 @@ pub(super) fn known(connection: &Connection, gateway: &str, epochs: &[Epoch]) ->
         }
     }
     Ok(known)
+}
+
+/// What is on record of a version of a policy; states that this program does not know are left out.
+pub(super) fn policy(connection: &Connection, version: u64) -> rusqlite::Result<PolicyRecord> {
+    let sql = "SELECT signature FROM policies WHERE version = ?";
+    let signature = connection.query_row(sql, [version], |row| row.get(0)).optional()?;
+    let mut select = connection.prepare(
+        "SELECT g.name, r.state, r.reason FROM policy_rows r JOIN gateways g ON g.id = r.gateway_id WHERE r.version = ?",
+    )?;
+    let rows = select.query_map([version], |row| {
+        let (name, state, reason): (String, String, String) = (row.get(0)?, row.get(1)?, row.get(2)?);
+        let state = OfferState::ALL.into_iter().find(|known| known.name() == state);
+        Ok(state.map(|state| (Arc::from(name), state, reason)))
+    })?;
+    let states = rows.filter_map(Result::transpose).collect::<rusqlite::Result<Vec<_>>>()?;
+    Ok(PolicyRecord { signature, states })
 }
 
 fn ranges(connection: &Connection, table: &str, epoch_id: i64) -> rusqlite::Result<PerClass<RangeSet>> {

@@ -94,6 +94,10 @@ impl<'c> Writer<'c> {
     }
 
     pub(super) fn apply(&mut self, job: &Job, now_us: i64) -> rusqlite::Result<()> {
+        if let Work::PolicyFound { version, file, signature } = &job.work {
+            let sql = "INSERT OR IGNORE INTO policies VALUES (?, ?, ?, ?)";
+            return self.connection.execute(sql, params![version, file, signature, now_us]).map(drop);
+        }
         let gateway_id = self.ids.gateway(&job.gateway, now_us)?;
         self.batch.gateways.insert(gateway_id);
         match &job.work {
@@ -118,6 +122,12 @@ impl<'c> Writer<'c> {
                 let row = params![epoch_id, range.key.lane.index(), range.key.first_seq, range.last_seq, now_us];
                 self.connection.execute(sql, row).map(drop)
             }
+            Work::PolicyState { version, state, reason } => {
+                let sql = "INSERT OR REPLACE INTO policy_rows VALUES (?, ?, ?, ?, ?)";
+                self.connection.execute(sql, params![version, gateway_id, state.name(), reason, now_us]).map(drop)
+            }
+            // Of no gateway.
+            Work::PolicyFound { .. } => Ok(()),
             Work::Alert(kind, text) => self.alert(&job.gateway, kind, text, now_us),
         }
     }

@@ -1,4 +1,4 @@
-//! Network addresses as text; the texts of `std` do not say what to write.
+//! Network addresses and keys as text; the texts of `std` do not say what to write.
 
 use std::fmt;
 use std::marker::PhantomData;
@@ -7,6 +7,7 @@ use std::str::FromStr;
 
 use serde::{Deserializer, de};
 use weir_host::proxy::Proxy;
+use weir_host::sign::PublicKey;
 
 /// For serde: an IP address and a port.
 pub(super) fn with_port<'de, D: Deserializer<'de>>(deserializer: D) -> Result<SocketAddr, D::Error> {
@@ -23,6 +24,25 @@ pub(super) fn alone<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option
 /// For serde: an HTTP proxy that may be left out.
 pub(super) fn proxy<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Proxy>, D::Error> {
     deserializer.deserialize_str(ProxyVisitor).map(Some)
+}
+
+/// For serde: a key that policies are signed with, which may be left out.
+pub(super) fn public_key<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<PublicKey>, D::Error> {
+    deserializer.deserialize_str(PublicKeyVisitor).map(Some)
+}
+
+struct PublicKeyVisitor;
+
+impl de::Visitor<'_> for PublicKeyVisitor {
+    type Value = PublicKey;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "a public key as text, as `weir policy keygen` makes it")
+    }
+
+    fn visit_str<E: de::Error>(self, text: &str) -> Result<PublicKey, E> {
+        text.parse().map_err(|err| E::custom(format!("not a public key: {err}\n`weir policy keygen` writes one to policy.pub")))
+    }
 }
 
 struct ProxyVisitor;

@@ -4,6 +4,8 @@ use std::fmt;
 
 use weir_host::config::Checker;
 
+use super::overlay::Places;
+
 /// Something that is accepted but probably not meant.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Warning {
@@ -39,16 +41,28 @@ pub(super) struct Findings<'c, 't> {
     checker: &'c mut Checker<'t>,
     file: &'c str,
     warnings: Vec<Warning>,
+    /// Where the keys are if the file is a policy.
+    places: Option<Places>,
 }
 
 impl<'c, 't> Findings<'c, 't> {
     pub(super) fn new(checker: &'c mut Checker<'t>, file: &'c str) -> Self {
-        Findings { checker, file, warnings: Vec::new() }
+        Findings { checker, file, warnings: Vec::new(), places: None }
+    }
+
+    /// For a policy that was laid over a configuration: paths are those of the configuration.
+    pub(super) fn of_policy(checker: &'c mut Checker<'t>, file: &'c str, places: Places) -> Self {
+        Findings { places: Some(places), ..Findings::new(checker, file) }
     }
 
     /// Reports what must be changed, at a key path such as `stream[2].window.length`.
     pub(super) fn mistake(&mut self, path: &str, message: impl Into<String>, hint: impl Into<String>) {
-        self.checker.mistake(path, message, hint);
+        match self.places.as_ref().map(|places| places.path(path)) {
+            None => self.checker.mistake(path, message, hint),
+            Some(Some(path)) => self.checker.mistake(&path, message, hint),
+            // What it changes elsewhere makes this a mistake.
+            Some(None) => self.checker.mistake("policy", format!("{} (`{path}` of the box)", message.into()), hint),
+        }
     }
 
     /// Reports what should be looked at. Warnings past the hundredth are dropped.
@@ -56,8 +70,11 @@ impl<'c, 't> Findings<'c, 't> {
         if self.warnings.len() == WARNINGS_MAX {
             return;
         }
-        let (line, column) = self.checker.position(path);
-        let (file, key) = (self.file.to_owned(), path.to_owned());
+        // The box's own file was warned of when it was checked.
+        let path = self.places.as_ref().map_or_else(|| Some(path.to_owned()), |places| places.path(path));
+        let Some(path) = path else { return };
+        let (line, column) = self.checker.position(&path);
+        let (file, key) = (self.file.to_owned(), path);
         self.warnings.push(Warning { line, column, file, key, message: message.into(), hint: hint.into() });
     }
 

@@ -13,6 +13,7 @@ mod check;
 mod finding;
 mod listen;
 mod overlap;
+mod overlay;
 mod password;
 mod policy;
 mod process;
@@ -29,6 +30,7 @@ use weir_host::config::{Checker, ConfigErrors};
 pub use buffer::{Buffer, Lane, Lanes};
 pub use finding::Warning;
 pub use listen::{Listen, ListenTls, Mqtt, User};
+pub use overlay::{CheckedPolicy, PolicyConfig, check_policy_form};
 pub use password::{PasswordError, PasswordHash, hash_password, verify};
 pub use policy::{ModelInfo, PolicyError};
 pub use process::{Admin, Gateway, Log};
@@ -63,6 +65,8 @@ pub struct Config {
     pub uplink: Vec<Uplink>,
     /// How it is decided what an uplink that cannot carry all is used for.
     pub plan: PlanConfig,
+    /// Whether policies are taken from the cloud.
+    pub policy: PolicyConfig,
     /// Times of all uplinks' sessions.
     pub session: Session,
     /// Who we are, and whose certificates count.
@@ -87,6 +91,7 @@ impl Default for Config {
             buffer: Buffer::default(),
             uplink: Vec::new(),
             plan: PlanConfig::default(),
+            policy: PolicyConfig::default(),
             session: Session::default(),
             tls: Tls::default(),
             admin: Admin::default(),

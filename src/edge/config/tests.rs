@@ -7,6 +7,7 @@ use weir_logic::policy::StreamFidelity;
 
 use super::*;
 
+mod overlay;
 mod shipped;
 mod wrong;
 

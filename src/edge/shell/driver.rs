@@ -18,12 +18,14 @@ use weir_logic::health::PathStats;
 use weir_logic::ids::VoidReason;
 use weir_logic::ingest::{ConnId, Moment, Scored, Verdict};
 use weir_logic::mqtt::{AuthRefusal, Close};
+use weir_logic::rollout::OfferState;
 use weir_logic::uplink::DownReason;
 
 use super::Message;
 use super::auth::Credentials;
 use super::listen::{ClientCommand, ClientHandle, ConnIds, ListenCounters, recycle};
 use super::notices::{Failures, Notices};
+use super::policies::ToDesk;
 use super::uplink::{UplinkCommand, UplinkEvent};
 use crate::budget;
 use crate::status::{Status, StoreStatus};
@@ -65,6 +67,7 @@ pub(crate) struct DriverParts {
     pub(crate) credentials_tx: mpsc::Sender<Credentials>,
     pub(crate) store_tx: mpsc::Sender<StoreInput>,
     pub(crate) store_rx: mpsc::Receiver<StoreEvent>,
+    pub(crate) policies_tx: std::sync::mpsc::Sender<ToDesk>,
     pub(crate) models: Vec<Worker>,
     pub(crate) infer_rx: mpsc::Receiver<InferBatch>,
     pub(crate) uplinks: Vec<UplinkHandle>,
@@ -228,6 +231,7 @@ impl Driver {
                 // Who has not waited does not want to know.
                 let _ = answer_tx.send(answer.map(|answer| serde_json::to_string(&answer).unwrap_or_default()));
             }
+            Message::PolicyChecked { version, result } => gateway.handle(now, Input::PolicyChecked { version, result }),
             Message::Authenticated { conn, result } => gateway.handle(now, Input::Authenticated { conn, result }),
         }
     }
@@ -343,6 +347,7 @@ impl Driver {
                 Output::ControlWrite { uplink, bytes } => self.tell_uplink(uplink, UplinkCommand::Control(bytes)),
                 Output::SendBlock { uplink, flow, block } => self.tell_uplink(uplink, UplinkCommand::Block { flow, block }),
                 Output::Disconnect { uplink } => self.tell_uplink(uplink, UplinkCommand::Disconnect),
+                Output::CheckPolicy { version, text, signature } => self.tell_desk(ToDesk::Check { version, text, signature }),
                 Output::Event(event) => self.log(&event),
             }
         }
@@ -378,6 +383,12 @@ impl Driver {
 
     fn tell_uplink(&self, uplink: u8, command: UplinkCommand) {
         let _ = self.parts.uplinks[usize::from(uplink)].commands_tx.send(command);
+    }
+
+    fn tell_desk(&self, message: ToDesk) {
+        if self.parts.policies_tx.send(message).is_err() {
+            tracing::error!("the policies' thread is gone");
+        }
     }
 
     fn ask_store(&mut self, input: StoreInput) {
@@ -448,6 +459,18 @@ impl Driver {
                     tracing::debug!(uplink, from, to, "uplink state");
                 } else {
                     tracing::info!(uplink, from, to, reason, "uplink state");
+                }
+            }
+            Event::Policy(news) => {
+                self.tell_desk(ToDesk::Decided(news.clone()));
+                let (version, state, kept, reason) = (news.version, news.state.name(), news.kept, &news.reason);
+                match news.state {
+                    OfferState::Refused | OfferState::RolledBack | OfferState::NoKey => {
+                        tracing::warn!(version, state, kept, reason, "policy");
+                    }
+                    OfferState::Offered | OfferState::Trial | OfferState::Kept => {
+                        tracing::info!(version, state, kept, reason, "policy");
+                    }
                 }
             }
             Event::CommitFailed { error } => tracing::error!(err = %error, "the buffer takes no data; senders are held back"),

@@ -9,6 +9,7 @@ mod driver;
 pub(crate) mod interface;
 pub(crate) mod listen;
 mod notices;
+pub(crate) mod policies;
 pub(crate) mod uplink;
 
 pub(crate) use driver::{Driver, DriverParts, InferBatch, UplinkHandle, moment};
@@ -19,8 +20,9 @@ use tokio::sync::{mpsc, oneshot};
 use weir_logic::gateway::Question;
 use weir_logic::ingest::ConnId;
 use weir_logic::mqtt::{AuthRefusal, UserIndex};
+use weir_logic::policy::Policy;
 
-/// What clients' tasks and the authenticator tell the driver.
+/// What clients' tasks and the desks for passwords and policies tell the driver.
 #[derive(Debug)]
 pub(crate) enum Message {
     ClientOpened {
@@ -46,6 +48,11 @@ pub(crate) enum Message {
     Authenticated {
         conn: ConnId,
         result: Result<UserIndex, AuthRefusal>,
+    },
+    /// A policy was checked: what it asks for, or why it is refused.
+    PolicyChecked {
+        version: u64,
+        result: Result<Box<Policy>, String>,
     },
     /// Somebody wants the box's part of the health graph, as JSON.
     GraphAsked {

@@ -253,6 +253,7 @@ impl Gateway {
             .iter()
             .map(|stream| format!("stream {}", stream.stream))
             .chain(answer.lanes.iter().map(|lane| format!("lane {}", lane.lane)))
+            .chain([super::offers::POLICY_SUBJECT.to_owned()])
             .collect();
         answer.changes = self.changes.iter().filter(|change| subjects.contains(&change.subject)).cloned().collect();
         Ok(answer)

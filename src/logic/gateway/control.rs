@@ -38,8 +38,16 @@ impl Control {
             price: Explanation::default(),
             solver: Solver::default(),
             arrivals: Arrivals::new(now_us, policy.streams.len()),
-            has_values: policy.streams.iter().any(|stream| stream.value.is_some()),
+            has_values: policy.has_values(),
             was_waiting: false,
+        }
+    }
+
+    /// Another policy is in force: the plan is made anew at once, and a price only while anything has a value.
+    pub(super) fn policy_changed(&mut self, policy: &Policy) {
+        (self.at_once, self.has_values) = (true, policy.has_values());
+        if !self.has_values {
+            (self.price, self.solver) = (Explanation::default(), Solver::default());
         }
     }
 }
@@ -57,6 +65,7 @@ impl Gateway {
         if now_us < self.control.due_us && !at_once {
             return;
         }
+        self.watch_trial(now_us);
         self.control.due_us = now_us + CONTROL_US;
         let is_waiting = self.is_waiting(now_us);
         let was_limit = std::mem::replace(&mut self.control.was_waiting, is_waiting) && is_waiting;

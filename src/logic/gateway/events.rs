@@ -2,6 +2,7 @@
 
 use bytes::Bytes;
 
+use super::offers::PolicyNews;
 use crate::graph::Concern;
 use crate::health::{OpenReason, PathStats, UplinkState};
 use crate::ids::{BlockKey, Class, VoidReason};
@@ -9,6 +10,7 @@ use crate::ingest::{ConnId, InferJob, Scored};
 use crate::lanes::Flow;
 use crate::mqtt::{AuthRefusal, Close, UserIndex};
 use crate::plan::Reason;
+use crate::policy::Policy;
 use crate::store::{CommitRequest, StoreError};
 use crate::uplink::DownReason;
 use crate::wire::CloudLoad;
@@ -105,6 +107,13 @@ pub enum Input<'a> {
         /// True if it came up.
         up: bool,
     },
+    /// Answers [`Output::CheckPolicy`].
+    PolicyChecked {
+        /// Its version.
+        version: u64,
+        /// What it asks for, or why it is refused, in words.
+        result: Result<Box<Policy>, String>,
+    },
     /// The process is asked to stop.
     Stop,
 }
@@ -176,6 +185,15 @@ pub enum Output {
     Disconnect {
         /// The uplink.
         uplink: u8,
+    },
+    /// Check the signature and the text of a policy. What is good is noted as tried, durably, before it is answered.
+    CheckPolicy {
+        /// Its version, as the cloud says.
+        version: u64,
+        /// Its text.
+        text: Bytes,
+        /// The signature of the text.
+        signature: Bytes,
     },
     /// Something worth telling a person.
     Event(Event),
@@ -252,6 +270,8 @@ pub enum Event {
         /// Why its breaker is not closed.
         reason: Option<OpenReason>,
     },
+    /// A policy is on trial, was kept, taken back or refused.
+    Policy(PolicyNews),
     /// The buffer did not take a transaction; it is tried again.
     CommitFailed {
         /// Why.

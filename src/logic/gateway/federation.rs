@@ -26,6 +26,8 @@ pub(super) struct Federation {
     told: Vec<f64>,
     neighbours: Neighbours,
     refused: u64,
+    /// By uplink: what a megabyte costs, as the part says.
+    prices: Vec<Option<f64>>,
 }
 
 /// What was published and heard, since start.
@@ -57,8 +59,13 @@ impl Federation {
             told: vec![1.0; uplinks],
             neighbours: Neighbours::default(),
             refused: 0,
+            prices: prices(policy),
         }
     }
+}
+
+fn prices(policy: &Policy) -> Vec<Option<f64>> {
+    policy.uplinks.iter().map(|uplink| uplink.meter.map(|meter| meter.money_per_mb)).collect()
 }
 
 fn shape(name: &str, policy: &Policy) -> SiteShape {
@@ -97,6 +104,16 @@ impl Gateway {
             Ok(site) => self.federation.site = Some(site),
             // Its name cannot stand in the graph: the one that the operator wrote does.
             Err(_) => self.policy.uplinks[uplink].ingest = before,
+        }
+    }
+
+    /// Prices of uplinks changed with the policy: they stand in the box's part of the graph.
+    pub(super) fn reshape(&mut self) {
+        let prices = prices(&self.policy);
+        let is_same = self.federation.prices == prices;
+        self.federation.prices = prices;
+        if !is_same && let Ok(site) = Site::new(&shape(&self.federation.name, &self.policy)) {
+            self.federation.site = Some(site);
         }
     }
 

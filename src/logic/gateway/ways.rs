@@ -12,7 +12,7 @@
 use crate::budget::{BudgetLevel, MonthBudget};
 use crate::health::{PROBE_BYTES_MAX, PathStats, UplinkState};
 use crate::ids::{BlockKey, Class};
-use crate::policy::Policy;
+use crate::policy::{Policy, UplinkPolicy};
 use crate::pressure::Pressure;
 use crate::route::{Refusal, Standing, UplinkView, standing};
 use crate::uplink::DownReason;
@@ -24,6 +24,8 @@ use super::{Event, Gateway, Output};
 #[derive(Debug)]
 pub(super) struct Way {
     pub(super) budget: Option<MonthBudget>,
+    /// What was used of the month when there last was a budget.
+    saved: BudgetLevel,
     /// The transport's counters as last told, on the present connection.
     path: PathStats,
     /// Since when it has not been good.
@@ -54,6 +56,7 @@ impl Way {
     fn new(now_us: u64, month_bytes: Option<u64>, saved: BudgetLevel, seed: u64) -> Way {
         Way {
             budget: month_bytes.map(|bytes| MonthBudget::new(now_us, bytes, saved)),
+            saved,
             path: PathStats::default(),
             unwell_since_us: Some(now_us),
             wanted_until_us: 0,
@@ -61,6 +64,15 @@ impl Way {
             trial: None,
             advice: 1.0,
             pressure: Pressure::new(seed),
+        }
+    }
+
+    /// Another policy may allow another month; what was used of the present one stays used.
+    pub(super) fn set_month(&mut self, now_us: u64, of: &UplinkPolicy) {
+        match (&mut self.budget, month_bytes(of)) {
+            (Some(budget), Some(bytes)) => budget.set_limit(bytes),
+            (None, Some(bytes)) => self.budget = Some(MonthBudget::new(now_us, bytes, self.saved)),
+            (budget, None) => self.saved = budget.take().map_or(self.saved, |budget| budget.level()),
         }
     }
 
@@ -295,10 +307,12 @@ fn cost_bytes(path: &PathStats) -> u64 {
 /// Saved levels of the budgets, by uplink; those of uplinks without one are empty.
 pub(super) fn ways(now_us: u64, policy: &Policy, saved: &[BudgetLevel], seed: u64) -> Vec<Way> {
     let level = |at: usize| saved.get(at).copied().unwrap_or_default();
-    // A stand-in spends the budget of the uplink over the same link.
-    let own = |of: &crate::policy::UplinkPolicy| of.meter.filter(|_| of.stands_in_for.is_none());
-    let month_bytes = |of: &crate::policy::UplinkPolicy| own(of).and_then(|meter| meter.month_bytes);
     policy.uplinks.iter().enumerate().map(|(at, of)| Way::new(now_us, month_bytes(of), level(at), seed)).collect()
+}
+
+/// Bytes of a month; a stand-in spends the budget of the uplink over the same link.
+fn month_bytes(of: &UplinkPolicy) -> Option<u64> {
+    of.meter.filter(|_| of.stands_in_for.is_none()).and_then(|meter| meter.month_bytes)
 }
 
 /// How long an uplink may not work before a stand-in or a metered one is connected: two heartbeats.

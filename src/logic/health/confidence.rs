@@ -19,6 +19,11 @@ impl Confidence {
         Confidence { half_life_us, evidence_us: None }
     }
 
+    /// It fades at another pace from now on.
+    pub fn set_half_life(&mut self, half_life_us: u64) {
+        self.half_life_us = half_life_us;
+    }
+
     /// There is fresh evidence.
     pub fn renew(&mut self, now_us: u64) {
         self.evidence_us = Some(self.evidence_us.map_or(now_us, |at_us| at_us.max(now_us)));

@@ -34,6 +34,7 @@ enum Link {
 #[derive(Debug, Clone)]
 pub struct UplinkHealth {
     metered: bool,
+    seed: u64,
     interface_up: bool,
     link: Link,
     rtt: PeakEwma,
@@ -69,6 +70,7 @@ impl UplinkHealth {
         let half_life_us = if limits.metered { COLD_HALF_LIFE_US } else { EVIDENCE_HALF_LIFE_US };
         UplinkHealth {
             metered: limits.metered,
+            seed: limits.seed,
             interface_up: true,
             link: Link::Down(None),
             rtt: PeakEwma::new(LATENCY_HALF_LIFE_US),
@@ -93,6 +95,18 @@ impl UplinkHealth {
             change: None,
             counters: UplinkCounters::default(),
         }
+    }
+
+    /// Its bytes cost money from now on, or no longer do. What was spent on probes stays spent.
+    pub fn set_metered(&mut self, now_us: u64, metered: bool) {
+        if std::mem::replace(&mut self.metered, metered) == metered {
+            return;
+        }
+        self.confidence.set_half_life(if metered { COLD_HALF_LIFE_US } else { EVIDENCE_HALF_LIFE_US });
+        if metered && self.cold.is_none() {
+            self.cold = Some(ColdBudget::new(now_us, self.seed));
+        }
+        self.judge(now_us);
     }
 
     /// The interface came up or went away.

@@ -18,6 +18,7 @@ use crate::mqtt::{
 };
 use crate::plan::Plan;
 use crate::policy::Policy;
+use crate::window::KeepRules;
 
 pub use counts::{EarlyAcks, Fate, FateCounters, IngestCounters, SampleCounts};
 pub use streams::{InferJob, Scored, Verdict};
@@ -406,6 +407,11 @@ impl Ingest {
         self.streams.close_aggregates(now, plan, lanes, false);
         self.resolve();
         self.progressed(now, plan, lanes);
+    }
+
+    /// Other rules for what a stream keeps; its devices begin anew, as if none had kept anything.
+    pub fn set_keep(&mut self, stream: u16, keep: Option<KeepRules>) {
+        self.streams.set_keep(stream, keep);
     }
 
     /// When [`Ingest::tick`] has something to do.

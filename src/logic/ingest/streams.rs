@@ -13,7 +13,7 @@ use crate::mqtt::{Ack, DeviceIndex, PubAck};
 use crate::payload::{Decoder, PayloadFormat, Samples};
 use crate::plan::{Placement, Plan};
 use crate::policy::{StreamFidelity, StreamPolicy};
-use crate::window::{Aggregate, Aggregator, Keep, Keeper, VerdictRecord, Window, Windower, encode_window};
+use crate::window::{Aggregate, Aggregator, Keep, KeepRules, Keeper, VerdictRecord, Window, Windower, encode_window};
 
 /// A window to be scored.
 #[derive(Debug, Clone, PartialEq)]
@@ -156,6 +156,13 @@ impl Streams {
             }
         }
         counts
+    }
+
+    pub(super) fn set_keep(&mut self, stream: u16, keep: Option<KeepRules>) {
+        self.streams[usize::from(stream)].policy.keep = keep;
+        for source in self.sources.iter_mut().filter(|source| source.stream == stream) {
+            source.keeper = Keeper::new();
+        }
     }
 
     /// The stream's lowest-cost way from payload to records; says when its sender is to be acknowledged.
@@ -345,7 +352,12 @@ impl Streams {
                 self.resolved.extend(source.waiting.drain(..late).map(|waiting| (waiting, Ack::Now(PubAck::Success))));
             }
             let Some(aggregator) = &mut source.aggregator else { continue };
-            let closed = if all { aggregator.flush() } else { aggregator.close_if_older(received_us) };
+            // A policy may have changed how finely the stream is kept: what is open is all that is aggregated.
+            let is_used = plan.streams[usize::from(source.stream)].fidelity == StreamFidelity::Aggregate;
+            let closed = if all || !is_used { aggregator.flush() } else { aggregator.close_if_older(received_us) };
+            if !is_used {
+                source.aggregator = None;
+            }
             let Some(aggregate) = closed else { continue };
             let stream = &mut self.streams[usize::from(source.stream)];
             let lane = plan.streams[usize::from(source.stream)].lane;

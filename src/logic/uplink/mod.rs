@@ -16,7 +16,7 @@ use crate::ids::{Class, Epoch, PerClass, Void};
 use crate::pressure::CreditReturn;
 use crate::wire::{
     self, Ack, AskedQuestion, Body, CloudLoad, Control, Credits, DigestBytes, FrameError, GivenAnswer, Hello, LaneRanges,
-    PROTOCOL_VERSION, Ping, QUESTION_LEN_MAX, VoidRange, Voids, Welcome,
+    PROTOCOL_VERSION, Ping, PolicyOffer, PolicyState, QUESTION_LEN_MAX, VoidRange, Voids, Welcome,
 };
 
 mod backoff;
@@ -67,6 +67,8 @@ pub enum SessionOutput {
         /// The question.
         text: String,
     },
+    /// The cloud has a policy for this box.
+    PolicyOffer(PolicyOffer),
     /// A heartbeat was written.
     Pinged,
     /// A heartbeat was answered.
@@ -216,6 +218,11 @@ impl Session {
         self.state == State::Up
     }
 
+    /// When the cloud last said anything in a session, in service time.
+    pub fn heard_us(&self) -> u64 {
+        self.heard_us
+    }
+
     /// Bytes per class that may be under way now. What was lost and came back counts after a while, see [`CreditReturn`].
     pub fn credits(&self, now_us: u64) -> PerClass<u64> {
         let usable = |class: Class| now_us < self.lease_end_us && self.credit_return.is_usable(now_us, class);
@@ -332,9 +339,11 @@ impl Session {
                 }
             }
             Some(Body::Question(question)) => self.asked(now_us, question),
-            Some(Body::Hello(_) | Body::Voids(_) | Body::Ping(_) | Body::Digest(_) | Body::Answer(_)) | None => {
-                self.counters.unknown_messages += 1
-            }
+            Some(Body::PolicyOffer(offer)) => self.outputs.push_back(SessionOutput::PolicyOffer(offer)),
+            Some(
+                Body::Hello(_) | Body::Voids(_) | Body::Ping(_) | Body::Digest(_) | Body::Answer(_) | Body::PolicyState(_),
+            )
+            | None => self.counters.unknown_messages += 1,
         }
     }
 
@@ -379,6 +388,11 @@ impl Session {
     /// Tells the cloud of the gateway's part of the health graph.
     pub fn send_digest(&mut self, digest: Vec<u8>) {
         self.write(Body::Digest(DigestBytes { digest: digest.into() }));
+    }
+
+    /// Tells the cloud which policy the gateway has, and what became of the last one offered.
+    pub fn send_policy_state(&mut self, state: PolicyState) {
+        self.write(Body::PolicyState(state));
     }
 
     /// Tells the cloud what was given up; at most [`VOIDS_PER_MESSAGE_MAX`] at a time.

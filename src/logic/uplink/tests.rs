@@ -214,3 +214,17 @@ fn a_session_that_is_up_or_stopped_does_not_try_again() {
     session.tick(6_000, Default::default);
     assert_eq!(outputs(&mut session), []);
 }
+
+#[test]
+fn a_policy_is_handed_on_and_what_became_of_it_is_told() {
+    let mut session = up();
+    outputs(&mut session);
+    let offer = PolicyOffer { version: 7, text: b"text"[..].into(), signature: b"signature"[..].into() };
+    session.control(3_000, &frame(Body::PolicyOffer(offer.clone())));
+    assert_eq!(outputs(&mut session), [SessionOutput::PolicyOffer(offer)]);
+    let state = PolicyState { version: 7, state: 2, reason: String::new(), kept: 7 };
+    session.send_policy_state(state.clone());
+    assert_eq!(outputs(&mut session), [SessionOutput::Write(frame(Body::PolicyState(state.clone())))]);
+    session.control(4_000, &frame(Body::PolicyState(state)));
+    assert_eq!(session.counters().unknown_messages, 1, "that is what a box says");
+}

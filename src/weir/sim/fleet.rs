@@ -321,6 +321,7 @@ impl<'a> Fleet<'a> {
                 | SessionOutput::NeedFull
                 | SessionOutput::Advice(_)
                 | SessionOutput::Asked { .. }
+                | SessionOutput::PolicyOffer(_)
                 | SessionOutput::Pinged
                 | SessionOutput::Heartbeat { .. }
                 | SessionOutput::Failed(_)

@@ -13,7 +13,7 @@ use std::ops::Range;
 use bytes::{Bytes, BytesMut};
 use weir_infer::Model;
 use weir_logic::block::BlockHeader;
-use weir_logic::gateway::{Gateway, Input, Output, Start};
+use weir_logic::gateway::{Gateway, Input, Output, PolicyStart, Start};
 use weir_logic::health::PathStats;
 use weir_logic::ids::{BlockKey, Class, Epoch, Void};
 use weir_logic::ingest::{ConnId, FateCounters, InferJob, Moment, RouteError, Scored, Verdict};
@@ -175,8 +175,15 @@ impl<'a> World<'a> {
         messages: &'a mut dyn Iterator<Item = Message>,
         watch: &'a mut dyn FnMut(u64, Fact<'_>),
     ) -> Result<Self, RouteError> {
-        let start =
-            Start { epoch: EPOCH, seed: site.seed, name: "sim", software: "sim", found: Found::default(), budgets: &[] };
+        let start = Start {
+            epoch: EPOCH,
+            seed: site.seed,
+            name: "sim",
+            software: "sim",
+            found: Found::default(),
+            budgets: &[],
+            policy: PolicyStart::default(),
+        };
         let streams = site.policy.streams.len();
         let next = messages.next();
         Ok(World {
@@ -390,7 +397,9 @@ impl<'a> World<'a> {
                         transport.send(flow, block);
                     }
                 }
-                Output::ClientWrite { .. } | Output::ClientClose { .. } | Output::Event(_) => {}
+                Output::ClientWrite { .. } | Output::ClientClose { .. } => {}
+                // Its cloud offers no policies.
+                Output::CheckPolicy { .. } | Output::Event(_) => {}
             }
         }
         self.advance();

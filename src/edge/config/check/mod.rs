@@ -16,6 +16,7 @@ use std::path::Path;
 use weir_host::config::Checker;
 
 use super::finding::Findings;
+use super::overlay::Places;
 use super::{Config, Files, ModelInfo, Warning};
 
 /// What all parts of a check need.
@@ -42,6 +43,16 @@ pub(super) fn check(config: &Config, checker: &mut Checker<'_>, file: &str, fold
     buffer::check(&context, &mut findings);
     uplink::check(&context, &mut findings);
     Found { warnings: findings.into_warnings(), models }
+}
+
+/// Checks a configuration that a policy was laid over: what policies change, at the policy's own lines. Returns warnings.
+pub(super) fn check_overlaid(config: &Config, checker: &mut Checker<'_>, file: &str, places: Places) -> Vec<Warning> {
+    // Files of the box were looked at when it was started.
+    let context = Context { config, folder: Path::new(""), files: Files::Ignored };
+    let mut findings = Findings::of_policy(checker, file, places);
+    streams::check(&context, &mut findings);
+    uplink::check(&context, &mut findings);
+    findings.into_warnings()
 }
 
 /// Most characters of a name; names are labels of metrics.

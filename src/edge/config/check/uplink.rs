@@ -1,4 +1,4 @@
-//! `[[uplink]]`, `[plan]`, `[session]` and `[tls]`.
+//! `[[uplink]]`, `[plan]`, `[policy]`, `[session]` and `[tls]`.
 
 use std::net::{IpAddr, Ipv6Addr};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -41,6 +41,9 @@ pub(super) fn check(context: &Context<'_>, findings: &mut Findings<'_, '_>) {
     check_zones(config, findings);
     check_session(&config.session, findings);
     check_plan(&config.plan, findings);
+    let why = "a box must have time to connect again, and an operator to see it";
+    let range = Duration::from_secs(15)..=Duration::from_secs(3_600);
+    check_range(findings, "policy.trial", &config.policy.trial, &range, why);
     if config.uplink.is_empty() {
         findings.warn(
             "uplink",

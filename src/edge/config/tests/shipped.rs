@@ -30,7 +30,12 @@ fn the_examples_in_the_shipped_file_work_and_show_what_is_optional() {
     assert!(uplink.fallback.as_ref().is_some_and(|fallback| fallback.proxy.is_some()));
     assert!(uplink.metered && uplink.month_bytes.is_some() && uplink.classes.is_some() && uplink.carrier.is_some());
     assert!(uplink.zone.is_some() && !config.stream[0].zones.is_empty());
-    assert!(config.gateway.name.is_some() && config.infer.library.is_some() && config.admin.unix.is_some());
+    assert!(
+        config.policy.key.is_some()
+            && config.gateway.name.is_some()
+            && config.infer.library.is_some()
+            && config.admin.unix.is_some()
+    );
     // The model of the example is the one that is there.
     config.policy(&[info("watch-small", 6)]).unwrap();
     assert!(checked.warnings.is_empty(), "{:#?}", checked.warnings);
@@ -76,6 +81,7 @@ fn the_shipped_file_has_every_key_there_is() {
         "[buffer]",
         "[[uplink]]",
         "[plan]",
+        "[policy]",
         "[session]",
         "[tls]",
         "[admin]",

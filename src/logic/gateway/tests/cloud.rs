@@ -11,7 +11,7 @@ use crate::ids::{BlockKey, Class, Epoch, PerClass, Void};
 use crate::ranges::RangeSet;
 use crate::receive::{Alert, Input, Known, KnownEpoch, Now, Output, Receiver, SessionId, Store};
 use crate::store::SeqRange;
-use crate::wire::{self, Body, LaneStream};
+use crate::wire::{self, Body, LaneStream, PolicyState};
 
 pub(super) enum Job {
     Store(Store),
@@ -42,6 +42,8 @@ pub(super) struct Cloud {
     pub(super) outs: Vec<Out>,
     /// What the box has told of its part of the health graph.
     pub(super) graph: Federation,
+    /// What the box has said of policies.
+    pub(super) policy_states: Vec<PolicyState>,
 }
 
 /// The box, as its certificate says.
@@ -67,6 +69,7 @@ impl Cloud {
             voided: BTreeMap::new(),
             outs: Vec::new(),
             graph: Federation::new(FederationLimits::default()),
+            policy_states: Vec::new(),
         }
     }
 
@@ -135,6 +138,7 @@ impl Cloud {
                         self.outs.push(Out::Send(session.0, bytes));
                     }
                 }
+                Body::PolicyState(state) => self.policy_states.push(state),
                 body => self.handle(now_us, Input::Control { session, body }),
             }
         }

@@ -1,5 +1,6 @@
 //! What a seed stands for.
 
+use super::super::PolicyStart;
 use super::client::ClientPlan;
 use super::rng::Rng;
 use crate::ids::{Class, PerClass};
@@ -46,6 +47,8 @@ pub(super) struct Scenario {
     pub(super) disk_us: (u64, u64),
     pub(super) sink_us: (u64, u64),
     pub(super) credits: PerClass<u64>,
+    /// What the box knows of policies when it starts.
+    pub(super) offers: PolicyStart,
     /// Start, kind, length.
     pub(super) troubles: Vec<(u64, Trouble, u64)>,
     pub(super) troubles_end_us: u64,
@@ -71,6 +74,7 @@ impl Scenario {
             disk_us: (2_000, 10_000),
             sink_us: (2_000, 20_000),
             credits: [1 << 20; 4],
+            offers: PolicyStart::default(),
             troubles: Vec::new(),
             troubles_end_us: 0,
         }
@@ -146,6 +150,7 @@ impl Scenario {
             disk_us: (1_000, rng.pick(&[5_000, 50_000, 500_000])),
             sink_us: (1_000, rng.pick(&[5_000, 50_000, 500_000])),
             credits: if rng.percent(30) { [rng.range(200, 4_000); 4] } else { [1 << 20; 4] },
+            offers: PolicyStart::default(),
             troubles,
             troubles_end_us: end_us,
         }

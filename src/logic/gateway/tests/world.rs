@@ -20,7 +20,7 @@ use crate::load;
 use crate::mqtt::UserIndex;
 use crate::ranges::RangeSet;
 use crate::store::CommitRequest;
-use crate::wire::{AdviceBytes, Body, CloudLoad, LaneStream, LoadLevel};
+use crate::wire::{AdviceBytes, Body, CloudLoad, LaneStream, LoadLevel, PolicyOffer};
 
 #[derive(Debug, Clone, Copy)]
 enum Ev {
@@ -166,6 +166,8 @@ pub(super) struct World {
     /// What an operator would have heard.
     pub(super) told: Vec<Event>,
     pub(super) told_us: Vec<u64>,
+    /// Versions of the policies that the shell was to check.
+    pub(super) checks: Vec<u64>,
     /// When each record that was written came.
     came_us: BTreeMap<(Epoch, Class, u64), u64>,
     /// PUBACKs that only voids explain.
@@ -211,6 +213,7 @@ impl World {
             failed_windows: 0,
             told: Vec::new(),
             told_us: Vec::new(),
+            checks: Vec::new(),
             came_us: BTreeMap::new(),
             excused: BTreeMap::new(),
             crashed: Vec::new(),
@@ -364,7 +367,15 @@ impl World {
         let held = self.store.held();
         let voids: Vec<_> = self.store.voids.values().copied().collect();
         let found = Found { held: &held, voids: &voids, damaged: &[] };
-        let start = Start { epoch: self.epoch, seed: self.epoch.0, name: "box", software: "test", found, budgets: &[] };
+        let start = Start {
+            epoch: self.epoch,
+            seed: self.epoch.0,
+            name: "box",
+            software: "test",
+            found,
+            budgets: &[],
+            policy: self.scenario.offers.clone(),
+        };
         self.gateway = Some(Gateway::new(self.moment(), self.scenario.policy(), &start).expect("sound filters"));
         self.outputs(None);
     }
@@ -410,7 +421,7 @@ impl World {
         self.after(wait, Ev::EdgeStarts);
     }
 
-    fn input(&mut self, input: Input<'_>) {
+    pub(super) fn input(&mut self, input: Input<'_>) {
         let now = self.moment();
         let Some(gateway) = &mut self.gateway else { return };
         let was_full = gateway.lanes().is_full().then(|| gateway.lanes().memory_bytes());
@@ -479,6 +490,7 @@ impl World {
                         self.abandon(session);
                     }
                 }
+                Output::CheckPolicy { version, .. } => self.checks.push(version),
                 Output::Event(event) => {
                     self.told_us.push(self.now);
                     self.told.push(event);
@@ -909,6 +921,13 @@ impl World {
     }
 
     // ---- trouble
+
+    /// The cloud offers a policy on all sessions; its text and signature are the shell's to read.
+    pub(super) fn offer(&mut self, version: u64) {
+        let (text, signature) = (Bytes::from_static(b"text"), Bytes::from_static(b"signature"));
+        self.cloud.say(&Body::PolicyOffer(PolicyOffer { version, text, signature }));
+        self.serve_cloud();
+    }
 
     /// Tells the box what is wrong with what it shares with others.
     pub(super) fn advise(&mut self, advice: &Advice) {
