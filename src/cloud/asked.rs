@@ -1,6 +1,6 @@
 //! "Why, and where is it?", asked of the cloud about one gateway.
 //!
-//! The box knows why: it is asked over the control stream of its newest session, and given [`ANSWER_WAIT`]. The cloud knows what has
+//! The box knows why: it is asked over the control stream of its newest session, and given a few seconds. The cloud knows what has
 //! come: that is read from the database in any case, so that there is an answer when the box is away, too old, or busy.
 
 use std::path::Path;

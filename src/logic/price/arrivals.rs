@@ -7,7 +7,7 @@ use crate::health::exp_negative;
 pub struct Expected {
     /// As a rule: the average of five minutes, and until then of all there was.
     pub mean: f64,
-    /// Of late: the average of [`NOW_S`].
+    /// Of late: the average of a quarter of a minute.
     pub now: f64,
 }
 
