@@ -82,7 +82,7 @@ pub struct PlanConfig {
 
 impl Default for PlanConfig {
     fn default() -> Self {
-        PlanConfig { horizon: Duration::from_secs(60), fineness: 1.0, critical_copies: 1 }
+        PlanConfig { horizon: Duration::from_secs(60), fineness: 1.1, critical_copies: 1 }
     }
 }
 
