@@ -50,8 +50,9 @@ async fn the_box_says_why_and_the_cloud_what_it_has() {
     let void = VoidRange { epoch: 7, lane: 2, first: 1, last: 1, reason: 1 };
     gateway.say(Body::Voids(Voids { voids: vec![void] })).await;
     gateway.acked(7, Class::Normal, 1, 1).await.unwrap();
-    gateway.connection.close(0u32.into(), b"off");
     let mut status = rig.status.clone();
+    status.wait_for(|status| status.connections == 1).await.unwrap();
+    gateway.connection.close(0u32.into(), b"off");
     status.wait_for(|status| status.connections == 0).await.unwrap();
     for (seq, place) in [(3, "stored"), (1, "void"), (0, "absent")] {
         let away = answer(&rig, "box-1", &record(seq)).await;
