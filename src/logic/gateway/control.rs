@@ -2,7 +2,7 @@
 
 use super::{Event, Gateway, Output};
 use crate::explain;
-use crate::health::CloseReason;
+use crate::health::{CloseReason, UplinkHealth};
 use crate::ids::Class;
 use crate::ingest::Moment;
 use crate::plan::{Plan, View, plan};
@@ -101,11 +101,7 @@ impl Gateway {
 
     fn reprice(&mut self, now_us: u64, at_once: bool) {
         let limits = self.policy.price;
-        let rates = self.health.iter().map(|health| {
-            let estimate = health.estimate(now_us);
-            estimate.goodput_bps.max(DRAIN_RATE_PART * estimate.capacity_bps) / 8.0
-        });
-        let rates: Vec<f64> = rates.collect();
+        let rates: Vec<f64> = self.health.iter().map(|health| drain_bytes_per_s(health, now_us)).collect();
         self.lanes.foresee(now_us, &rates);
         let of_class = |class: Class| self.policy.streams.iter().position(|stream| stream.class == class).map(|at| at as u16);
         let mut waiting = self.lanes.waiting(now_us, self.policy.streams.len(), of_class);
@@ -143,12 +139,10 @@ impl Gateway {
             if is_paid != paid || standby || (is_paid && self.budget(at).is_none() && !self.uplinks[at].is_up()) {
                 continue;
             }
-            let estimate = health.estimate(now_us);
-            let rate = estimate.goodput_bps.max(DRAIN_RATE_PART * estimate.capacity_bps);
             let left = self.budget(at).map_or(f64::MAX, |budget| budget.allowance().others_bytes as f64);
             let carries = Capacity {
                 by_horizon: std::array::from_fn(|at| health.capacity_bytes(horizon_end_us(at, limits.horizon_us)).min(left)),
-                drain_bytes: (rate / 8.0 * limits.drain_us as f64 / 1e6).min(left),
+                drain_bytes: (drain_bytes_per_s(health, now_us) * limits.drain_us as f64 / 1e6).min(left),
             };
             links[link] = links[link].or_better(carries);
         }
@@ -192,6 +186,12 @@ impl Gateway {
             self.changes.push(change);
         }
     }
+}
+
+/// Bytes a second at which what waits is taken to leave by an uplink.
+fn drain_bytes_per_s(health: &UplinkHealth, now_us: u64) -> f64 {
+    let estimate = health.estimate(now_us);
+    estimate.goodput_bps.max(DRAIN_RATE_PART * estimate.capacity_bps) / 8.0
 }
 
 /// What the end of a session says about its uplink.

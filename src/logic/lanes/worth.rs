@@ -47,7 +47,7 @@ pub(super) struct Folding {
     taken: f64,
 }
 
-/// Bytes after which what was learned has lost half its weight.
+/// What was learned fades with this many bytes, to 1/e.
 const FOLDING_BYTES: f64 = 1_000_000.0;
 
 impl Folding {

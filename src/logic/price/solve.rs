@@ -84,7 +84,8 @@ pub struct PriceLimits {
 }
 
 impl Default for PriceLimits {
-    /// From the sensitivity table of the prototype.
+    /// From the sensitivity tables of the prototype, and then by `weir sim` at four times the rate of recorded links and of those in
+    /// `config/links`; the optimum is flat.
     fn default() -> Self {
         PriceLimits { horizon_us: 60_000_000, drain_us: 12_000_000, kappa: 1.1, hysteresis: 0.05, hold_us: 1_000_000 }
     }

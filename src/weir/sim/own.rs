@@ -25,7 +25,7 @@ use weir_logic::receive;
 
 use super::case::percentile;
 use super::machine::{self, Fact, Message, Site};
-use super::trace::Link;
+use super::trace::{DATA_S_MAX, Link};
 use crate::link::profile::LinkProfile;
 
 /// Messages of one run at most: they are held in memory.
@@ -126,6 +126,13 @@ pub fn messages(path: &Path) -> anyhow::Result<Vec<Recorded>> {
     let first_us = messages.first().map_or(0, |message| message.at_us);
     messages.iter_mut().for_each(|message| message.at_us -= first_us);
     anyhow::ensure!(!messages.is_empty(), "{} has no messages", path.display());
+    let length_s = messages.last().map_or(0, |message| message.at_us.div_ceil(1_000_000));
+    let longest_s = DATA_S_MAX - TAIL_S;
+    anyhow::ensure!(
+        length_s <= longest_s,
+        "{}: from the first message to the last are {length_s} s, more than {longest_s}; give it in parts",
+        path.display()
+    );
     Ok(messages)
 }
 
@@ -358,6 +365,9 @@ mod tests {
         std::fs::write(&path, "2.0 a 00\n\n1.0 b 01\n").expect("there is room");
         let read = messages(&path).expect("messages");
         assert_eq!(read.iter().map(|m| (m.at_us, &*m.topic)).collect::<Vec<_>>(), [(0, "b"), (1_000_000, "a")]);
+        std::fs::write(&path, "2.0 a 00\n700000 b 01\n").expect("there is room");
+        let error = format!("{:#}", messages(&path).expect_err("it is longer than a week"));
+        assert!(error.contains("699998 s") && error.contains("in parts"), "{error}");
         std::fs::write(&path, "2.0 a 00\nnonsense\n").expect("there is room");
         let error = format!("{:#}", messages(&path).expect_err("it is not of that form"));
         assert!(error.contains("line 2") && error.contains("mosquitto_sub"), "{error}");
