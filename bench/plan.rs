@@ -10,7 +10,7 @@ use std::time::Instant;
 use serde::Serialize;
 use weir_logic::health::{BreakerState, UplinkEstimate, UplinkState};
 use weir_logic::ids::Class;
-use weir_logic::lanes::{Durability, LanePolicy, LanesLimits};
+use weir_logic::lanes::{Durability, LanePolicy, LanesLimits, Overflow};
 use weir_logic::payload::{OpaqueFormat, PayloadFormat};
 use weir_logic::plan::{Plan, View, plan};
 use weir_logic::policy::{Meter, Policy, StreamFidelity, StreamPolicy, UplinkPolicy};
@@ -114,7 +114,8 @@ fn apply_ns(plan: &Plan, streams: u16) -> f64 {
 }
 
 fn policy(args: &Args) -> Policy {
-    let lane = LanePolicy { durability: Durability::Through, cap_bytes: 64 << 20, ttl_us: None, share: 1 };
+    let lane =
+        LanePolicy { durability: Durability::Through, cap_bytes: 64 << 20, overflow: Overflow::Thin, ttl_us: None, share: 1 };
     let stream = |index: u16| {
         let class = Class::ALL[usize::from(index) % 4];
         let lateness = Lateness { d0_us: 30_000_000, d1_us: Some(600_000_000), u1: 0.2 };

@@ -125,11 +125,12 @@ fn lanes(status: &Status, out: &mut MetricsText) {
     for Each(name, help, value) in gauges {
         out.gauges(name, help, status.lanes.iter().map(|lane| ([("class", lane.class.as_str())], value(lane))));
     }
-    let counters: [Each<LaneStatus, u64>; 9] = [
+    let counters: [Each<LaneStatus, u64>; 10] = [
         Each("weir_lane_records_total", "Records taken in.", |l| l.records_total),
         Each("weir_lane_payload_bytes_total", "Payload bytes taken in.", |l| l.payload_bytes),
         Each("weir_lane_acked_total", "Records the cloud acknowledged.", |l| l.acked),
-        Each("weir_lane_thinned_total", "Records left out of what was sent, for the price of their bytes.", |l| l.thinned),
+        Each("weir_lane_thinned_total", "Records left out, for the price of their bytes or for want of room.", |l| l.thinned),
+        Each("weir_lane_thinned_blocks_total", "Blocks thinned where they lie, for want of room.", |l| l.thinned_blocks),
         Each("weir_lane_evicted_total", "Records evicted.", |l| l.evicted),
         Each("weir_lane_expired_total", "Records expired.", |l| l.expired),
         Each("weir_lane_corrupt_total", "Records whose block was unreadable.", |l| l.corrupt),

@@ -169,8 +169,11 @@ pub struct LaneStatus {
     pub payload_bytes: u64,
     /// Records acknowledged by the cloud.
     pub acked: u64,
-    /// Records left out of what was acknowledged, because their bytes cost more than they were worth.
+    /// Records left out of what was acknowledged, because their bytes cost more than they were worth, or of what is held,
+    /// because the lane was nearly full.
     pub thinned: u64,
+    /// Times that a block was thinned where it lies, because the lane was nearly full.
+    pub thinned_blocks: u64,
     /// Records evicted.
     pub evicted: u64,
     /// Records expired.
@@ -550,6 +553,7 @@ fn lane(now_us: u64, gateway: &Gateway, class: Class) -> LaneStatus {
         payload_bytes: counters.payload_bytes,
         acked: counters.acked,
         thinned: counters.thinned,
+        thinned_blocks: counters.thinned_blocks,
         evicted: counters.evicted,
         expired: counters.expired,
         corrupt: counters.corrupt,

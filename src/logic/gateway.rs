@@ -217,6 +217,9 @@ impl Gateway {
             self.ingest.progressed(now, &self.plan, &mut self.lanes);
         }
         self.send(now_us);
+        if let Some(key) = self.lanes.relieve(now_us, &self.plan) {
+            self.outputs.push_back(Output::Load { key });
+        }
         if let Some(request) = self.lanes.commit(now_us) {
             self.outputs.push_back(Output::Commit(request));
         }

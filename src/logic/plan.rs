@@ -73,8 +73,8 @@ impl Plan {
     /// Worth of a block for each of its bytes, by the time that is left to it: what is sent first if streams have values.
     ///
     /// `parts` are the raw bytes by stream; `None` for a stream that is not known. A stream without a value counts with its
-    /// lane's usual worth. 0 if all of it is held.
-    pub fn urgency(&self, lane: Class, wait: Wait, parts: impl Iterator<Item = (Option<u16>, f64)>) -> f64 {
+    /// lane's usual worth. 0 if all of it is held. It is stored no finer than at level `stored`.
+    pub fn urgency(&self, lane: Class, wait: Wait, stored: Level, parts: impl Iterator<Item = (Option<u16>, f64)>) -> f64 {
         let usual = StreamValue::usual(lane);
         let (mut worth, mut bytes) = (0.0, 0.0);
         for (stream, raw) in parts {
@@ -82,9 +82,9 @@ impl Plan {
             let steps = self.steps[lane.index()];
             let level = value.map_or(Some(Level::Raw), |value| level(&value, wait, &self.prices, steps));
             let value = value.unwrap_or(usual);
-            let Some(level) = level else { continue };
+            let Some(level) = level.map(|level| level.max(stored)) else { continue };
             let left_s = value.left_us(wait).map_or(LEFT_S_MAX, |left_us| left_us as f64 / 1e6);
-            let part = value.ladder.worth(level).unwrap_or(1.0);
+            let part = value.ladder.worth(level).unwrap_or(level.bytes());
             worth += raw * value.weight_at(wait.age_us) * part / (left_s + PATIENCE_S);
             bytes += raw * level.bytes();
         }
@@ -302,6 +302,7 @@ mod tests {
             lanes: [crate::lanes::LanePolicy {
                 durability: crate::lanes::Durability::Disk,
                 cap_bytes: 1,
+                overflow: crate::lanes::Overflow::Evict,
                 ttl_us: None,
                 share: 1,
             }; 4],

@@ -279,7 +279,13 @@ mod tests {
     }
 
     fn policy() -> Policy {
-        let lane = LanePolicy { durability: Durability::Disk, cap_bytes: 1, ttl_us: None, share: 1 };
+        let lane = LanePolicy {
+            durability: Durability::Disk,
+            cap_bytes: 1,
+            overflow: crate::lanes::Overflow::Evict,
+            ttl_us: None,
+            share: 1,
+        };
         Policy {
             lanes: [lane; 4],
             lanes_limits: LanesLimits { memory_bytes: 1, block_target_bytes: 1, early_commit_bytes_per_day: 0 },

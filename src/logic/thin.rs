@@ -21,6 +21,7 @@ use foldhash::fast::FixedState;
 use crate::block::{BlockError, BlockHeader, BodyWriter, Codec, Fidelity, Record, RecordKind};
 use crate::payload::{Decoder, PayloadFormat, Samples};
 use crate::policy::StreamPolicy;
+use crate::price::Level;
 use crate::window::Aggregate;
 
 /// What is done to the raw messages of a stream.
@@ -59,6 +60,7 @@ const PHASES_MAX: usize = 16_384;
 #[derive(Debug)]
 pub struct Thinner {
     streams: HashMap<Arc<str>, u16, FixedState>,
+    floors: Box<[Level]>,
     /// `None` for opaque payloads, which cannot be aggregated.
     decoders: Vec<Option<Decoder>>,
     /// Messages seen by stream and device, for `OneIn`.
@@ -112,16 +114,26 @@ impl Thinner {
             PayloadFormat::Opaque(_) => None,
             _ => Decoder::new(&policy.format).ok(),
         };
+        let floor = |policy: &StreamPolicy| {
+            let lowest = policy.value.and_then(|value| value.ladder.levels().last());
+            lowest.map_or(Level::Aggregate, |(level, _)| level)
+        };
         let mut streams = HashMap::with_hasher(FixedState::with_seed(seed));
         streams.extend(policies.iter().enumerate().map(|(index, policy)| (policy.name.clone(), index as u16)));
         Thinner {
             streams,
+            floors: policies.iter().map(floor).collect(),
             decoders: policies.iter().map(decoder).collect(),
             phases: HashMap::with_hasher(FixedState::with_seed(seed)),
             samples: Samples::new(),
             body: BodyWriter::default(),
             payload: Vec::new(),
         }
+    }
+
+    /// By stream: the coarsest that its records may become; an aggregate for a stream of which no value is known.
+    pub fn floors(&self) -> Box<[Level]> {
+        self.floors.clone()
     }
 
     /// Rewrites `block` as `thinning` says for each stream's index; `None` if nothing is left out by that.

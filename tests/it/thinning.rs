@@ -30,14 +30,16 @@ fn message(stream: &'static str, lane: &'static str, n: u32) -> Message {
     }
 }
 
+/// A stream of JSON with one number, and more keys.
+fn stream(name: &str, class: &str, keys: &str) -> String {
+    format!(
+        "[[stream]]\nname = \"{name}\"\ntopics = [\"{name}/+\"]\nclass = \"{class}\"\n\
+         payload = {{ format = \"json\", fields = [\"/n\"] }}\n{keys}\n"
+    )
+}
+
 /// Sensors of three streams, one of them with a value, over a narrow link.
 fn narrow() -> (Site, Vec<Running>) {
-    let stream = |name: &str, class: &str, keys: &str| {
-        format!(
-            "[[stream]]\nname = \"{name}\"\ntopics = [\"{name}/+\"]\nclass = \"{class}\"\n\
-             payload = {{ format = \"json\", fields = [\"/n\"] }}\n{keys}\n"
-        )
-    };
     let value = "value = { weight = 3.0, ladder = \"telemetry\", floor = \"aggregate\" }";
     let streams = stream("alarm", "critical", "") + &stream("plain", "high", "") + &stream("dense", "normal", value);
     let mut plan = Plan::new("disk", &streams);
@@ -56,6 +58,11 @@ fn narrow() -> (Site, Vec<Running>) {
 fn thinned(site: &Site) -> Option<u64> {
     let lanes = site.edge_status()?["lanes"].as_array()?.clone();
     lanes.iter().map(|lane| lane["thinned"].as_u64()).sum()
+}
+
+/// What the box counts of its lane `normal`.
+fn of_normal(site: &Site, key: &str) -> Option<u64> {
+    site.edge_status()?["lanes"].as_array()?.iter().find(|lane| lane["class"] == "normal")?[key].as_u64()
 }
 
 /// What the cloud says was left out, and aggregates in the place of messages.
@@ -113,5 +120,39 @@ fn kills_of_box_and_cloud_lose_nothing_that_was_not_left_out() {
     // What was sent again after a kill may have been left out once and stored once.
     assert!(verdict.absent <= left_out + folded && left_out > 600, "{verdict}");
     assert_eq!(verdict.voided, 0, "{verdict}");
+    verdict.assert_sound();
+}
+
+#[test]
+fn a_box_that_is_cut_off_keeps_all_of_its_time_more_coarsely_and_loses_nothing_over_kills() {
+    let mut plan = Plan::new("disk", &stream("dense", "normal", ""));
+    plan.tables = plan.tables.replace("[lane.normal]\n", "[lane.normal]\ncap = \"512KiB\"\n");
+    plan.buffer = "block_target = \"16KiB\"".to_owned();
+    let mut site = Site::started(binaries(), plan);
+    let mut sensor = Sensor::new(site.mqtt(), "dense", move |n| message("dense", "normal", n));
+    (sensor.per_s, sensor.window) = (250, 500);
+    let sensor = sensor.start();
+    site.kill_cloud();
+    for kills in 0..3 {
+        wait_for("blocks to be thinned where they lie", LIMIT, || {
+            of_normal(&site, "thinned_blocks").filter(|&count| count > 20 + 10 * kills)
+        });
+        assert!(of_normal(&site, "bytes").is_some_and(|bytes| bytes <= 512 << 10), "the cap holds");
+        assert_eq!(of_normal(&site, "evicted"), Some(0));
+        site.kill_edge();
+        site.start_edge();
+    }
+    let report = sensor.finish(LIMIT);
+    site.start_cloud();
+    site.drain();
+    site.stop_edge();
+    site.stop_cloud();
+    let sent = report.sent.len() as u64;
+    let verdict = oracle::examine(&[report], &site.database(), Some(&site.buffer()));
+    let (left_out, folded) = left_out(&site);
+    println!("sent {sent}, left out {left_out}, aggregates {folded}\n{verdict}");
+    // What was sent again after a kill may have been left out once and stored once.
+    assert!(verdict.absent <= left_out + folded, "{verdict}");
+    assert!(left_out > sent / 4 && verdict.voided == 0, "{verdict}");
     verdict.assert_sound();
 }

@@ -3,7 +3,7 @@
 use serde::Deserialize;
 use weir_host::units::{Bytes, Duration};
 use weir_logic::ids::{Class, PerClass};
-use weir_logic::lanes::{Durability, LanePolicy, LanesLimits};
+use weir_logic::lanes::{Durability, LanePolicy, LanesLimits, Overflow};
 
 /// `[lane.critical]` to `[lane.bulk]`. A table that leaves keys out keeps the defaults of its own class.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -22,7 +22,7 @@ pub struct Lanes {
 impl Default for Lanes {
     fn default() -> Self {
         Lanes {
-            critical: Lane { cap: Bytes::from_mib(32), share: 8, ..Lane::default() },
+            critical: Lane { cap: Bytes::from_mib(32), overflow: Overflow::Evict, share: 8, ..Lane::default() },
             high: Lane { cap: Bytes::from_mib(48), share: 4, ..Lane::default() },
             normal: Lane { cap: Bytes::from_mib(96), share: 2, ..Lane::default() },
             bulk: Lane { cap: Bytes::from_mib(48), share: 1, ..Lane::default() },
@@ -48,6 +48,7 @@ impl Lanes {
             LanePolicy {
                 durability: lane.durability,
                 cap_bytes: lane.cap.get(),
+                overflow: lane.overflow,
                 ttl_us: (!lane.ttl.is_zero()).then_some(lane.ttl.as_micros()),
                 share: lane.share,
             }
@@ -60,8 +61,10 @@ impl Lanes {
 pub struct Lane {
     /// When its records are safe.
     pub durability: Durability,
-    /// Most bytes of its blocks, compressed; beyond it the oldest are evicted.
+    /// Most bytes of its blocks, compressed.
     pub cap: Bytes,
+    /// What becomes of it when it is full; `critical` is never thinned.
+    pub overflow: Overflow,
     /// Age from which a record is given up, with what came within a sixteenth of it; no time is no limit.
     pub ttl: Duration,
     /// Its part of an uplink that all lanes want, relative to the others' parts.
@@ -71,7 +74,13 @@ pub struct Lane {
 impl Default for Lane {
     /// What the lanes have in common; `cap` and `share` are each lane's own, see [`Lanes`].
     fn default() -> Self {
-        Lane { durability: Durability::Through, cap: Bytes::from_mib(48), ttl: Duration::from_secs(7 * 86_400), share: 1 }
+        Lane {
+            durability: Durability::Through,
+            cap: Bytes::from_mib(48),
+            overflow: Overflow::Thin,
+            ttl: Duration::from_secs(7 * 86_400),
+            share: 1,
+        }
     }
 }
 
@@ -89,6 +98,7 @@ struct LanesTable {
 struct LaneTable {
     durability: Option<Durability>,
     cap: Option<Bytes>,
+    overflow: Option<Overflow>,
     ttl: Option<Duration>,
     share: Option<u32>,
 }
@@ -98,6 +108,7 @@ impl LaneTable {
         Lane {
             durability: self.durability.unwrap_or(default.durability),
             cap: self.cap.unwrap_or(default.cap),
+            overflow: self.overflow.unwrap_or(default.overflow),
             ttl: self.ttl.unwrap_or(default.ttl),
             share: self.share.unwrap_or(default.share),
         }

@@ -330,6 +330,7 @@ impl Gateway {
         let route = &self.plan.routes[id.lane.index()];
         match &held.step {
             Step::Loading => ("loading", "being read from disk, to be sent".to_owned()),
+            Step::Thinning => ("thinning", "being read from disk, to be thinned because its lane is nearly full".to_owned()),
             Step::UnderWay { uplinks, sent_us, bytes, thinned } => {
                 let names: Vec<&str> = uplinks.iter().map(|&at| &*self.policy.uplinks[usize::from(at)].name).collect();
                 let age_ms = now_us.saturating_sub(*sent_us) / 1_000;
@@ -348,9 +349,17 @@ impl Gateway {
                     }
                     Some(first) => format!("next by {}", self.policy.uplinks[usize::from(first)].name),
                 };
-                ("waiting", format!("waits behind {ahead_bytes} bytes of its lane, {why}"))
+                ("waiting", format!("waits behind {ahead_bytes} bytes of its lane, {why}{}", left_out(held)))
             }
         }
+    }
+}
+
+/// That a block lacks records, and why.
+fn left_out(held: &HeldPlace) -> String {
+    match held.left_out {
+        0 => String::new(),
+        count => format!("; its block was thinned where it lies and lacks {count} records, perhaps this one"),
     }
 }
 

@@ -17,9 +17,10 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use bytes::Bytes;
 
 use super::{Event, Question};
-use crate::block::Codec;
+use crate::block::{Codec, Fidelity, RecordKind};
 use crate::ids::{Class, VoidReason};
-use crate::lanes::Durability;
+use crate::lanes::{Durability, LanePolicy, Overflow};
+use crate::ranges::RangeSet;
 use client::ClientPlan;
 use rng::Rng;
 use scenario::{Scenario, Trouble};
@@ -32,6 +33,19 @@ const SHARDS: u64 = 4;
 fn ids_of(codec: &mut Codec, block: &Bytes) -> Vec<u64> {
     let (_, records) = codec.open(block).expect("a sound block");
     records.filter_map(|record| client::id_of(record.expect("a sound record").payload)).collect()
+}
+
+/// Numbers of a block whose messages it has no more, because it was thinned where it lay: left out, or part of an aggregate.
+fn thinned_in(codec: &mut Codec, block: &Bytes) -> RangeSet {
+    let (header, records) = codec.open(block).expect("a sound block");
+    let records = records.map(|record| record.expect("a sound record"));
+    let whole: Vec<u64> = records.filter(|record| record.kind != RecordKind::Aggregate).map(|record| record.seq).collect();
+    let mut thinned = RangeSet::new();
+    if header.fidelity == Fidelity::Thinned {
+        let numbers = header.key.first_seq..=header.last_seq;
+        numbers.filter(|seq| whole.binary_search(seq).is_err()).for_each(|seq| thinned.insert(seq..=seq));
+    }
+    thinned
 }
 
 /// Plays a seed and returns what it led to and a checksum of all outputs.
@@ -138,7 +152,7 @@ fn an_outage_costs_about_one_commit_a_second() {
 #[test]
 fn data_that_is_lost_is_told_once_when_it_begins_and_once_when_it_has_ended() {
     let mut scenario = Scenario::calm(Durability::Disk, sensor(2_000, 50_000));
-    scenario.lanes[2].cap_bytes = 100_000;
+    scenario.lanes[2] = LanePolicy { cap_bytes: 100_000, overflow: Overflow::Evict, ..scenario.lanes[2] };
     scenario.limits.block_target_bytes = 4_000;
     scenario.troubles = vec![(1_000_000, Trouble::LinkDown, 300_000_000)];
     let mut world = World::new(1, scenario);

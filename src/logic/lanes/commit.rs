@@ -1,6 +1,7 @@
 //! The one transaction with the buffer that may be under way: when it starts, what it writes, and what came of it.
 
 use super::lane::{Disk, Lane};
+use super::relief::REWRITES_BYTES_MAX;
 use super::{DELETES_COUNT_MAX, Durability, Lanes, RETRY_US, SPILL_INTERVAL_US, TIDY_WAIT_US};
 use crate::ids::Class;
 use crate::store::{CommitRequest, Put, SeqRange, StoreError};
@@ -39,7 +40,8 @@ impl Lanes {
             || spill && self.lanes.iter().any(|lane| !lane.to_write.is_empty() || self.is_worth_a_block(lane))
             || self.spill_due_us() <= now_us
             || self.tidy_since_us.is_some_and(|since| since + TIDY_WAIT_US <= now_us)
-            || self.pending_deletes.len() >= DELETES_COUNT_MAX;
+            || self.pending_deletes.len() >= DELETES_COUNT_MAX
+            || self.lanes.iter().any(|lane| lane.rewrite_bytes >= REWRITES_BYTES_MAX);
         if !due {
             return None;
         }
@@ -75,7 +77,10 @@ impl Lanes {
         let state = std::mem::replace(&mut self.commit.state, CommitState::Idle);
         let CommitState::Failed { mut request, .. } = state else { return None };
         let current = self.current();
-        request.puts.retain(|put| self.lanes[put.header.key.lane.index()].holds(current, &put.header));
+        request.puts.retain(|put| {
+            let order = self.order_of(put.header.key.epoch);
+            order.is_some_and(|order| self.lanes[put.header.key.lane.index()].holds(order, current, &put.header))
+        });
         // A removal of something that this request is to write must not be lost: it waits for the next one.
         let puts = &request.puts;
         let overlaps = |range: &SeqRange| {
@@ -126,6 +131,7 @@ impl Lanes {
                 }
                 self.write_blocks(class, &mut request);
             }
+            self.write_rewrites(class, &mut request);
         }
         request
     }
@@ -181,12 +187,15 @@ impl Lanes {
         }
         let (epoch, current) = (self.epoch(), self.current());
         for Put { header, fragment, .. } in &request.puts {
-            debug_assert_eq!(header.key.epoch, epoch, "only the present epoch is written");
+            // Blocks of earlier runs are written again when they were thinned.
+            let Some(order) = self.order_of(header.key.epoch) else { continue };
             let lane = &mut self.lanes[header.key.lane.index()];
-            lane.safe.insert(header.key.first_seq..=header.last_seq);
+            if order == current {
+                lane.safe.insert(header.key.first_seq..=header.last_seq);
+            }
             if !fragment {
                 let keep = self.uplink_up && lane.memory_bytes <= self.limits.memory_bytes / 8;
-                lane.stored((current, header.key.first_seq), keep);
+                lane.stored((order, header.key.first_seq), keep);
             }
         }
         for void in request.voids.iter().filter(|void| void.key.epoch == epoch) {

@@ -5,7 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use bytes::Bytes;
 
 use crate::block::{BlockHeader, Staging};
-use crate::ids::Class;
+use crate::ids::{BlockKey, Class};
+use crate::lanes::relief::Coarseness;
 use crate::lanes::{Durability, LanePolicy, add_at};
 use crate::price::Wait;
 use crate::ranges::RangeSet;
@@ -28,8 +29,21 @@ pub(super) struct Block {
     pub(super) waits_since_us: u64,
     /// When its lane is expected to be so full that it is given up; [`Wait::FOR_EVER`] if that is not expected.
     pub(super) gone_us: u64,
-    /// Its bytes by stream; empty for a block of an earlier run.
+    /// How coarse it is as it is stored.
+    pub(super) coarseness: Coarseness,
+    /// Its bytes by stream, before it was thinned where it lies; empty for a block of an earlier run.
     pub(super) parts: Box<[(u16, u32)]>,
+}
+
+impl Block {
+    /// Part of its bytes that was left when it was thinned where it lies.
+    pub(super) fn part_left(&self) -> f64 {
+        if self.coarseness == Coarseness::Whole {
+            return 1.0;
+        }
+        let whole: u64 = self.parts.iter().map(|&(_, bytes)| u64::from(bytes)).sum();
+        f64::from(self.len) / whole.max(1) as f64
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,6 +51,8 @@ pub(super) enum Disk {
     Absent,
     Writing,
     Stored,
+    /// On disk as it was; what it was thinned to is in memory until it is written.
+    Rewriting,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -45,6 +61,8 @@ pub(super) enum Send {
     Queued,
     /// Being read from disk, to be sent.
     Loading,
+    /// Being read from disk, to be thinned where it lies.
+    Thinning,
     /// Handed to an uplink; not yet acknowledged.
     UnderWay(UnderWay),
 }
@@ -78,6 +96,15 @@ pub(super) struct Lane {
     pub(super) backlog: BTreeSet<Position>,
     /// Sealed blocks that are neither on disk nor on their way there.
     pub(super) to_write: BTreeSet<Position>,
+    /// Blocks that can be thinned where they lie, by their coarseness; empty in a lane that is not.
+    pub(super) thinnable: [BTreeSet<Position>; 2],
+    /// What is being read for that.
+    pub(super) thinning: Option<BlockKey>,
+    /// Nothing is read for that before, because the last time failed.
+    pub(super) thin_after_us: u64,
+    /// Thinned blocks that are to be written in the place of what they were, and their bytes.
+    pub(super) rewrites: BTreeSet<Position>,
+    pub(super) rewrite_bytes: u64,
     /// Sequence numbers of this epoch that are safe, evicted or expired.
     pub(super) safe: RangeSet,
     /// Bytes of all blocks, wherever they are.
@@ -136,6 +163,11 @@ impl Lane {
             live: BTreeSet::new(),
             backlog: BTreeSet::new(),
             to_write: BTreeSet::new(),
+            thinnable: Default::default(),
+            thinning: None,
+            thin_after_us: 0,
+            rewrites: BTreeSet::new(),
+            rewrite_bytes: 0,
             safe: RangeSet::new(),
             bytes: 0,
             memory_bytes: 0,
@@ -194,6 +226,11 @@ impl Lane {
         if block.disk == Disk::Absent {
             self.to_write.insert(position);
         }
+        if self.thins()
+            && let Some(thinnable) = self.thinnable.get_mut(block.coarseness as usize)
+        {
+            thinnable.insert(position);
+        }
         self.blocks.insert(position, block);
     }
 
@@ -228,9 +265,11 @@ impl Lane {
                 self.landed(also, under_way.len);
             }
         }
-        for queue in [&mut self.live, &mut self.backlog, &mut self.to_write] {
-            queue.remove(&position);
+        if self.rewrites.remove(&position) {
+            self.rewrite_bytes -= u64::from(block.len);
         }
+        let queues = [&mut self.live, &mut self.backlog, &mut self.to_write];
+        queues.into_iter().chain(&mut self.thinnable).for_each(|queue| _ = queue.remove(&position));
         Some(block)
     }
 
@@ -241,7 +280,7 @@ impl Lane {
         if block.bytes.is_some() {
             self.cached_bytes += u64::from(block.len);
         }
-        if !keep || block.send != Send::Queued {
+        if !keep || !self.live.contains(&position) {
             self.drop_bytes(position);
         }
     }
@@ -307,11 +346,13 @@ impl Lane {
         count
     }
 
-    /// True if what a put of this header would write is still wanted: the block, or what a fragment is a part of.
-    pub(super) fn holds(&self, current: u32, header: &BlockHeader) -> bool {
+    /// True if what a put of this header would write is still wanted: the block, or what a fragment is a part of. `order` is the
+    /// ordinal of its epoch, `current` that of the present one.
+    pub(super) fn holds(&self, order: u32, current: u32, header: &BlockHeader) -> bool {
         let first = header.key.first_seq;
-        let before = self.blocks.range((current, 0)..=(current, first)).next_back();
-        first >= self.staging.first_seq() || before.is_some_and(|(_, block)| block.header.last_seq >= header.last_seq)
+        let before = self.blocks.range((order, 0)..=(order, first)).next_back();
+        order == current && first >= self.staging.first_seq()
+            || before.is_some_and(|(_, block)| block.header.last_seq >= header.last_seq)
     }
 
     /// Since when something has waited to become safe; `None` if nothing does.

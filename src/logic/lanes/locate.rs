@@ -47,6 +47,8 @@ pub struct HeldPlace {
     pub is_safe: bool,
     /// Its streams, as indices of the policy; empty for a block of an earlier run.
     pub streams: Vec<u16>,
+    /// Records that it lacks, because it was thinned when its lane was nearly full; this one may be among them.
+    pub left_out: u64,
     /// What is being done with it.
     pub step: Step,
 }
@@ -61,6 +63,8 @@ pub enum Step {
     },
     /// It is being read from disk, to be sent.
     Loading,
+    /// It is being read from disk, to be thinned because its lane is nearly full.
+    Thinning,
     /// It was handed to uplinks and is not acknowledged.
     UnderWay {
         /// The uplinks.
@@ -78,9 +82,7 @@ impl Lanes {
     /// Where the record of this number is.
     pub fn locate(&self, class: Class, epoch: Epoch, seq: u64) -> Place {
         let lane = &self.lanes[class.index()];
-        let Some(order) = self.epochs.iter().position(|&known| known == epoch).map(|order| order as u32) else {
-            return Place::UnknownEpoch;
-        };
+        let Some(order) = self.order_of(epoch) else { return Place::UnknownEpoch };
         let is_current = order == self.current();
         let is_safe = |first, last| !is_current || lane.safe.covers(first..=last);
         if is_current && seq >= lane.staging.next_seq() {
@@ -100,6 +102,7 @@ impl Lanes {
         let step = match block.send {
             Send::Queued => Step::Waits { ahead_bytes: waiting.map(|(_, older)| u64::from(older.len)).sum() },
             Send::Loading => Step::Loading,
+            Send::Thinning => Step::Thinning,
             Send::UnderWay(UnderWay { uplink, also, sent_us, len, thinned, .. }) => {
                 Step::UnderWay { uplinks: [uplink].into_iter().chain(also).collect(), sent_us, bytes: len, thinned }
             }
@@ -112,6 +115,7 @@ impl Lanes {
             on_disk: block.disk == Disk::Stored,
             is_safe: is_safe(seq, seq),
             streams: block.parts.iter().map(|&(stream, _)| stream).collect(),
+            left_out: (range.1 - range.0 + 1).saturating_sub(block.header.count.into()),
             step,
         })
     }

@@ -15,6 +15,7 @@ mod commit;
 mod lane;
 mod locate;
 mod pacer;
+mod relief;
 mod send;
 #[cfg(test)]
 mod tests;
@@ -28,18 +29,20 @@ use bytes::Bytes;
 
 use crate::block::{BlockHeader, Codec, NewRecord};
 use crate::ids::{BlockKey, Class, Epoch, PerClass, Void, VoidReason};
-use crate::price::Wait;
+use crate::price::{Level, Wait};
 use crate::store::{Held, SeqRange};
 use crate::thin::Thinner;
 
 pub use locate::{HeldPlace, Place, Step};
 pub use pacer::COMMIT_OVERHEAD_BYTES;
+pub use relief::Overflow;
 pub use send::{Flow, Outgoing};
 pub use worth::Acked;
 
 use commit::{Commit, CommitState};
 use lane::{Block, Disk, Lane, Position, Send, UnderWay};
 use pacer::Pacer;
+use relief::Coarseness;
 
 /// When a record counts as safe.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -58,8 +61,10 @@ pub enum Durability {
 pub struct LanePolicy {
     /// When its records are safe.
     pub durability: Durability,
-    /// Most bytes of sealed blocks; beyond it the oldest are evicted.
+    /// Most bytes of sealed blocks.
     pub cap_bytes: u64,
+    /// What becomes of it when it is full.
+    pub overflow: Overflow,
     /// Age in microseconds of service time from which a record may be given up; a sixteenth later it is. `None` for no limit.
     pub ttl_us: Option<u64>,
     /// Its part of an uplink that all lanes want, relative to the other lanes' parts.
@@ -94,8 +99,11 @@ pub struct LaneCounters {
     pub payload_bytes: u64,
     /// Records the cloud acknowledged.
     pub acked: u64,
-    /// Records that were left out of what the cloud acknowledged, because their bytes cost more than they were worth.
+    /// Records that were left out of what the cloud acknowledged, because their bytes cost more than they were worth, or of
+    /// what is held, because the lane was nearly full.
     pub thinned: u64,
+    /// Times that a block was thinned where it lies, because the lane was nearly full.
+    pub thinned_blocks: u64,
     /// Records evicted because the lane was over its cap.
     pub evicted: u64,
     /// Records that outlived their TTL.
@@ -143,6 +151,8 @@ pub struct Lanes {
     lanes: PerClass<Lane>,
     codec: Codec,
     thinner: Thinner,
+    /// By stream: how coarse it may be.
+    floors: Box<[Level]>,
     /// Bytes acknowledged since [`Lanes::take_acked`].
     acked: Vec<Acked>,
     /// Raw bytes that came since [`Lanes::take_arrived`], by stream.
@@ -235,6 +245,7 @@ impl Lanes {
                 send: Send::Queued,
                 waits_since_us: now_us,
                 gone_us: Wait::FOR_EVER,
+                coarseness: Coarseness::found(header.fidelity),
                 parts: Box::default(),
             };
             lanes[header.key.lane.index()].insert((order as u32, header.key.first_seq), block);
@@ -253,6 +264,7 @@ impl Lanes {
             epochs,
             lanes,
             codec: Codec::default(),
+            floors: thinner.floors(),
             thinner,
             acked: Vec::new(),
             arrived: Vec::new(),
@@ -374,6 +386,7 @@ impl Lanes {
             send: Send::Queued,
             waits_since_us,
             gone_us: lane.growth.gone_us,
+            coarseness: Coarseness::Whole,
             parts: lane.take_parts(bytes_len),
         };
         lane.insert(position, block);
@@ -396,7 +409,7 @@ impl Lanes {
 
     /// The cloud said over uplink `via` that it has these durably, or has noted their void.
     pub fn ack(&mut self, now_us: u64, via: u8, class: Class, epoch: Epoch, range: RangeInclusive<u64>) {
-        let Some(order) = self.epochs.iter().position(|&e| e == epoch).map(|order| order as u32) else { return };
+        let Some(order) = self.order_of(epoch) else { return };
         let (first, last) = (*range.start(), *range.end());
         let lane = &mut self.lanes[class.index()];
         if order == self.epochs.len() as u32 - 1 {
@@ -458,19 +471,27 @@ impl Lanes {
         }
     }
 
-    /// Header of the block a key names, if it is held.
+    /// Place of an epoch among those of which something may be held, by age.
+    fn order_of(&self, epoch: Epoch) -> Option<u32> {
+        self.epochs.iter().position(|&known| known == epoch).map(|order| order as u32)
+    }
+
+    /// Place of the block a key names, if it is held.
     fn position_of(&self, key: BlockKey) -> Option<Position> {
-        let order = self.epochs.iter().position(|&e| e == key.epoch)? as u32;
+        let order = self.order_of(key.epoch)?;
         self.lanes[key.lane.index()].blocks.contains_key(&(order, key.first_seq)).then_some((order, key.first_seq))
     }
 
-    /// A block that [`Outgoing::Load`] asked for; `None` if the disk has none such or it is damaged.
+    /// A block that [`Outgoing::Load`] or [`Lanes::relieve`] asked for; `None` if the disk has none such or it is damaged.
     ///
     /// A damaged block is given up as `corrupt`.
     pub fn loaded(&mut self, now_us: u64, key: BlockKey, block: Option<Bytes>) {
+        let sound = block.filter(|bytes| BlockHeader::parse(bytes).is_ok_and(|header| header.key == key));
+        if self.is_read_to_thin(key) {
+            return self.loaded_to_thin(now_us, key, sound);
+        }
         self.schedule.loaded(key.lane);
         let Some(position) = self.position_of(key) else { return };
-        let sound = block.filter(|bytes| BlockHeader::parse(bytes).is_ok_and(|header| header.key == key));
         let lane = &mut self.lanes[key.lane.index()];
         let held = lane.blocks.get_mut(&position).expect("position_of found it");
         if held.send != Send::Loading {
@@ -487,6 +508,9 @@ impl Lanes {
 
     /// A block that [`Outgoing::Load`] asked for cannot be read now: it stays, and is asked for again after a while.
     pub fn load_failed(&mut self, now_us: u64, key: BlockKey) {
+        if self.is_read_to_thin(key) {
+            return self.load_to_thin_failed(now_us, key);
+        }
         self.schedule.load_failed(key.lane, now_us + RETRY_US);
         let Some(position) = self.position_of(key) else { return };
         let lane = &mut self.lanes[key.lane.index()];

@@ -336,9 +336,14 @@ impl Lanes {
             let lane = &mut self.lanes[at];
             lane.backlog.remove(&position);
             let block = lane.blocks.get_mut(&position)?;
-            block.send = Send::Loading;
-            self.schedule.loading[at] = true;
-            return Some(Outgoing::Load { key: block.header.key });
+            let key = block.header.key;
+            let Some(bytes) = &block.bytes else {
+                block.send = Send::Loading;
+                self.schedule.loading[at] = true;
+                return Some(Outgoing::Load { key });
+            };
+            // It was thinned where it lies, and is not yet written.
+            self.schedule.ready(key, bytes.clone());
         }
         let (position, bytes) = if flow.backlog {
             let (key, bytes) = self.schedule.ready[at].take()?;

@@ -9,12 +9,14 @@ use crate::price::{Ladder, Lateness, Level, Prices, StreamValue, Wait};
 use crate::ranges::RangeSet;
 use crate::store::{CommitRequest, StoreError};
 
+mod relief;
+
 const SECOND: u64 = 1_000_000;
 const CREDITS: PerClass<u64> = [1 << 30; 4];
 const LIMITS: LanesLimits = LanesLimits { memory_bytes: 1 << 20, block_target_bytes: 4_096, early_commit_bytes_per_day: 0 };
 
 fn policy(durability: Durability) -> LanePolicy {
-    LanePolicy { durability, cap_bytes: 1 << 30, ttl_us: None, share: 4 }
+    LanePolicy { durability, cap_bytes: 1 << 30, overflow: Overflow::Evict, ttl_us: None, share: 4 }
 }
 
 fn lanes(policies: PerClass<LanePolicy>) -> Lanes {
@@ -116,11 +118,21 @@ fn check(lanes: &Lanes) {
         let set = |of: &dyn Fn(&Block) -> bool| {
             lane.blocks.iter().filter(|(_, block)| of(block)).map(|(&at, _)| at).collect::<BTreeSet<_>>()
         };
-        assert_eq!(lane.live, set(&|block| block.send == Send::Queued && block.bytes.is_some()));
+        assert_eq!(lane.rewrites, set(&|block| block.disk == Disk::Rewriting));
+        assert_eq!(lane.rewrite_bytes, sum(&|block| block.disk == Disk::Rewriting));
+        for coarseness in [Coarseness::Whole, Coarseness::Quarter] {
+            let expected = set(&|block| lane.thins() && block.coarseness == coarseness);
+            assert_eq!(lane.thinnable[coarseness as usize], expected);
+        }
         assert_eq!(lane.to_write, set(&|block| block.disk == Disk::Absent));
-        // A block that was read and waits for its turn is in neither queue.
-        let queued = set(&|block| block.send == Send::Queued && block.bytes.is_none());
-        assert!(lane.backlog.is_subset(&queued) && queued.len() - lane.backlog.len() <= 1);
+        // A block that was read and waits for its turn may be in neither queue.
+        let queued = set(&|block| block.send == Send::Queued);
+        assert!(lane.live.is_disjoint(&lane.backlog) && lane.live.union(&lane.backlog).all(|at| queued.contains(at)));
+        assert!(queued.len() - lane.live.len() - lane.backlog.len() <= 1);
+        assert!(lane.live.iter().all(|at| lane.blocks[at].bytes.is_some()));
+        // Only what is being rewritten is in memory and yet backlog.
+        let cached = |at: &Position| lane.blocks[at].bytes.is_some() && lane.blocks[at].disk == Disk::Stored;
+        assert!(!lane.backlog.iter().any(cached));
         assert!(lane.blocks.values().all(|block| block.bytes.is_some() || block.disk == Disk::Stored));
     }
 }
@@ -135,6 +147,7 @@ enum Op {
     Uplink(bool),
     Lost,
     Load(bool),
+    Relieve,
 }
 
 fn op() -> impl Strategy<Value = Op> {
@@ -147,6 +160,7 @@ fn op() -> impl Strategy<Value = Op> {
         2 => any::<bool>().prop_map(Op::Uplink),
         1 => Just(Op::Lost),
         2 => any::<bool>().prop_map(Op::Load),
+        3 => Just(Op::Relieve),
     ]
 }
 
@@ -154,15 +168,16 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(200))]
     /// Every number pushed is at any time in exactly one place, safe only if it is on disk or acknowledged or given up for good.
     #[test]
-    fn numbers_are_neither_lost_nor_safe_too_soon(ops in prop::collection::vec(op(), 1..150), caps in prop::option::of(500u64..8_000), ttl in prop::option::of(300_000u64..3_000_000)) {
+    fn numbers_are_neither_lost_nor_safe_too_soon(ops in prop::collection::vec(op(), 1..150), caps in prop::option::of(500u64..8_000), ttl in prop::option::of(300_000u64..3_000_000), thins in any::<bool>()) {
         use Durability::{Disk, Memory, Through};
         let policies = [Disk, Through, Through, Memory].map(|durability| LanePolicy {
             durability,
             cap_bytes: caps.unwrap_or(1 << 30),
+            overflow: if thins { Overflow::Thin } else { Overflow::Evict },
             ttl_us: ttl,
             share: 4,
         });
-        let mut lanes = Lanes::new(0, Epoch(9), policies, LanesLimits { memory_bytes: 20_000, ..LIMITS }, Found::default(), thinner());
+        let mut lanes = Lanes::new(0, Epoch(9), policies, LanesLimits { memory_bytes: 20_000, ..LIMITS }, Found::default(), Thinner::new(&[named("s")], 0));
         let (mut now_us, mut disk, mut voids) = (1_000, BTreeMap::new(), BTreeMap::new());
         let (mut pushed, mut sent, mut loads) = ([0u64; 4], Vec::<Bytes>::new(), Vec::new());
         let mut acked: PerClass<RangeSet> = Default::default();
@@ -207,6 +222,7 @@ proptest! {
                 },
                 Op::Uplink(up) => lanes.set_uplink_up(now_us, up),
                 Op::Lost => lanes.session_lost(0),
+                Op::Relieve => loads.extend(lanes.relieve(now_us, &one_way())),
                 Op::Load(works) => {
                     for key in std::mem::take(&mut loads) {
                         if works { lanes.loaded(now_us, key, disk.get(&key).cloned()) } else { lanes.load_failed(now_us, key) }
@@ -242,6 +258,10 @@ proptest! {
                 }
                 prop_assert!(pushed[at] == 0 || places.covers(0..=pushed[at] - 1), "{:?} of {} is {:?}", class, pushed[at], places);
                 prop_assert!(lanes.settled()[at] <= pushed[at]);
+                let count = lanes.counters(class);
+                let gone = count.acked + count.thinned + count.evicted + count.expired + count.corrupt;
+                prop_assert_eq!(lanes.status(class).records + gone, pushed[at], "each record has one fate");
+                prop_assert!(thins || count.thinned == 0);
             }
         }
     }

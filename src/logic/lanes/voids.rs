@@ -14,8 +14,8 @@ impl Lanes {
     pub(super) fn void_damaged(&mut self, now_us: u64, damaged: &[BlockKey]) {
         let keys: BTreeSet<BlockKey> = damaged.iter().copied().collect();
         for &key in &keys {
-            let Some(order) = self.epochs.iter().position(|&e| e == key.epoch) else { continue };
-            let (lane, order) = (&self.lanes[key.lane.index()], order as u32);
+            let Some(order) = self.order_of(key.epoch) else { continue };
+            let lane = &self.lanes[key.lane.index()];
             let before = lane.blocks.range((order, 0)..=(order, key.first_seq)).next_back();
             if before.is_some_and(|(_, block)| block.header.last_seq >= key.first_seq) {
                 continue;
@@ -151,8 +151,8 @@ impl Lanes {
         if before.reason != void.reason && self.voids.len() < VOIDS_COUNT_MAX {
             return false;
         }
-        let Some(order) = self.epochs.iter().position(|epoch| *epoch == void.key.epoch) else { return false };
-        let between = (order as u32, before.last_seq)..(order as u32, void.key.first_seq);
+        let Some(order) = self.order_of(void.key.epoch) else { return false };
+        let between = (order, before.last_seq)..(order, void.key.first_seq);
         self.lanes[void.key.lane.index()].blocks.range(between).next().is_none()
     }
 

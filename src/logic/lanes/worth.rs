@@ -74,7 +74,7 @@ fn wait(at_us: u64, born_us: u64, gone_us: u64) -> Wait {
 fn urgency_of(at_us: u64, lane: Class, block: &Block, plan: &Plan) -> f64 {
     let wait = wait(at_us, block.header.born_us, block.gone_us);
     let parts = block.parts.iter().map(|&(stream, bytes)| (Some(stream), f64::from(bytes)));
-    plan.urgency(lane, wait, parts.chain(block.parts.is_empty().then_some((None, 1.0))))
+    plan.urgency(lane, wait, block.coarseness.level(), parts.chain(block.parts.is_empty().then_some((None, 1.0))))
 }
 
 impl Lanes {
@@ -97,8 +97,9 @@ impl Lanes {
             }
             for block in lane.blocks.values().filter(|block| !matches!(block.send, Send::UnderWay(_))) {
                 let wait = wait(at_us, block.header.born_us, block.gone_us);
+                let left = block.part_left();
                 for &(stream, bytes) in &block.parts {
-                    add(stream, bytes.into(), wait);
+                    add(stream, f64::from(bytes) * left, wait);
                 }
                 if block.parts.is_empty()
                     && let Some(stream) = of_class(lane.class)
@@ -171,7 +172,7 @@ impl Lanes {
         }
         let wait = wait(now_us + self.ahead_us, lane.staging.born_us().unwrap_or(now_us), lane.growth.gone_us);
         let staged = lane.staged.iter().enumerate().filter(|(_, bytes)| **bytes > 0);
-        plan.urgency(flow.lane, wait, staged.map(|(stream, &bytes)| (Some(stream as u16), f64::from(bytes))))
+        plan.urgency(flow.lane, wait, Level::Raw, staged.map(|(stream, &bytes)| (Some(stream as u16), f64::from(bytes))))
     }
 
     /// The block that this stream sends next: the oldest, or if streams have values the most urgent of the
@@ -204,12 +205,14 @@ impl Lanes {
     pub(super) fn thinned(&mut self, now_us: u64, position: Position, class: Class, bytes: Bytes, plan: &Plan) -> (Bytes, u32) {
         let Some(block) = self.lanes[class.index()].blocks.get(&position) else { return (bytes, 0) };
         let wait = wait(now_us + self.ahead_us, block.header.born_us, block.gone_us);
-        let is_raw = |&(stream, _): &(u16, u32)| plan.level_if_sent(stream, wait) == Level::Raw;
+        let stored = block.coarseness.level();
+        let is_raw = |&(stream, _): &(u16, u32)| plan.level_if_sent(stream, wait) <= stored;
         let untouched = !block.parts.is_empty() && block.parts.iter().all(is_raw);
         if !plan.folds(class) || class == Class::Critical || untouched {
             return (bytes, 0);
         }
         let thinning = |stream: u16| match plan.level_if_sent(stream, wait) {
+            level if level <= stored => Thinning::None,
             Level::Raw => Thinning::None,
             Level::Thin2 => Thinning::OneIn(2),
             Level::Thin4 => Thinning::OneIn(4),
@@ -217,7 +220,8 @@ impl Lanes {
         };
         match self.thinner.thin(&mut self.codec, &bytes, thinning) {
             Ok(Some(thinned)) if thinned.block.len() < bytes.len() => {
-                let planned = |&(stream, len): &(u16, u32)| f64::from(len) * plan.level_if_sent(stream, wait).bytes();
+                let planned =
+                    |&(stream, len): &(u16, u32)| f64::from(len) * plan.level_if_sent(stream, wait).max(stored).bytes();
                 let planned =
                     self.lanes[class.index()].blocks.get(&position).map_or(0.0, |block| block.parts.iter().map(planned).sum());
                 self.folding.record(planned, thinned.block.len() as f64);

@@ -21,7 +21,13 @@ fn policy(uplinks: Vec<UplinkPolicy>) -> Policy {
     };
     let durability = crate::lanes::Durability::Disk;
     Policy {
-        lanes: [crate::lanes::LanePolicy { durability, cap_bytes: 1, ttl_us: None, share: 1 }; 4],
+        lanes: [crate::lanes::LanePolicy {
+            durability,
+            cap_bytes: 1,
+            overflow: crate::lanes::Overflow::Evict,
+            ttl_us: None,
+            share: 1,
+        }; 4],
         lanes_limits: crate::lanes::LanesLimits { memory_bytes: 1, block_target_bytes: 1, early_commit_bytes_per_day: 0 },
         streams: vec![stream],
         users: Vec::new(),

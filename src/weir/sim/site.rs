@@ -1,7 +1,7 @@
 //! The simulated box: its configuration as the core takes it, and the payloads of its sensors.
 
 use weir_logic::ids::Class;
-use weir_logic::lanes::{Durability, LanePolicy, LanesLimits};
+use weir_logic::lanes::{Durability, LanePolicy, LanesLimits, Overflow};
 use weir_logic::mqtt::{ConnLimits, RouterLimits};
 use weir_logic::payload::{CHANNELS_MAX, ElementType, PackedFormat, PayloadFormat, TimeOf};
 use weir_logic::policy::{Policy, StreamFidelity, StreamPolicy, UplinkPolicy, UserPolicy};
@@ -19,6 +19,7 @@ pub(super) fn policy(link: &Link, workload: &Workload, price: PriceLimits) -> Po
     let lane = |part: f64, share| LanePolicy {
         durability: Durability::Through,
         cap_bytes: ((buffer * part) as u64).max(256 << 10),
+        overflow: Overflow::Thin,
         ttl_us: None,
         share,
     };

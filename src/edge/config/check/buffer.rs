@@ -2,7 +2,7 @@
 
 use weir_host::units::{Bytes, Duration};
 use weir_logic::ids::Class;
-use weir_logic::lanes::Durability;
+use weir_logic::lanes::{Durability, Overflow};
 
 use super::{Context, check_range};
 use crate::config::Buffer;
@@ -38,6 +38,9 @@ pub(super) fn check(context: &Context<'_>, findings: &mut Findings<'_, '_>) {
         if !lane.ttl.is_zero() {
             let why = "write how old a record may get, or \"0s\" for no limit";
             check_range(findings, &path("ttl"), &lane.ttl, &(TTL_MIN..=TTL_MAX), why);
+        }
+        if class == Class::Critical && lane.overflow == Overflow::Thin {
+            findings.mistake(&path("overflow"), "critical records are never thinned".to_owned(), "write overflow = \"evict\"");
         }
         if class == Class::Critical && lane.durability == Durability::Memory {
             let message = "critical records are acknowledged before they are safe anywhere";

@@ -34,6 +34,8 @@ fn what_is_not_of_its_type_is_refused() {
         ("[[listen]]\nbind = \"localhost:1883\"", 2, "not an IP address with a port", "\"127.0.0.1:1883\""),
         ("[[listen]]\nbind = \"127.0.0.1\"", 2, "not an IP address with a port", "\"127.0.0.1:1883\""),
         ("[mqtt]\ninflight_max = \"20\"", 2, "expected u16", "write 20 without quotes"),
+        ("[lane.critical]\noverflow = \"thin\"", 2, "critical records are never thinned", "write overflow = \"evict\""),
+        ("[lane.bulk]\noverflow = \"drop\"", 2, "unknown value `drop`", "it can be thin, evict"),
         ("[lane.bulk]\ndurability = \"ram\"", 2, "unknown value `ram`", "it can be disk, through, memory"),
         ("[log]\nformat = \"jsn\"", 2, "unknown value `jsn`", "did you mean `json`?"),
         ("[infer]\nbackend = \"onnx\"", 2, "unknown value `onnx`", "it can be auto, ort, rten"),

@@ -39,6 +39,8 @@ pub(super) struct Cloud {
     records: BTreeMap<(Epoch, Class, u64), Option<u64>>,
     pub(super) ids: BTreeMap<u64, u32>,
     pub(super) voided: BTreeMap<(Epoch, Class), RangeSet>,
+    /// What came thinned: numbers without their messages.
+    pub(super) thinned: BTreeMap<(Epoch, Class), RangeSet>,
     pub(super) outs: Vec<Out>,
     /// What the box has told of its part of the health graph.
     pub(super) graph: Federation,
@@ -67,6 +69,7 @@ impl Cloud {
             records: BTreeMap::new(),
             ids: BTreeMap::new(),
             voided: BTreeMap::new(),
+            thinned: BTreeMap::new(),
             outs: Vec::new(),
             graph: Federation::new(FederationLimits::default()),
             policy_states: Vec::new(),
@@ -197,8 +200,10 @@ impl Cloud {
                     for &(first, last) in &store.takes {
                         ranges.push(SeqRange { key: BlockKey { first_seq: first, ..key }, last_seq: last });
                     }
+                    let mut seqs = super::thinned_in(codec, &store.block);
+                    let thinned = self.thinned.entry((key.epoch, key.lane)).or_default();
+                    seqs.iter().for_each(|range| thinned.insert(range));
                     let (_, records) = codec.open(&store.block).expect("a sound block");
-                    let mut seqs = RangeSet::new();
                     for record in records {
                         let record = record.expect("a sound record");
                         seqs.insert(record.seq..=record.seq);

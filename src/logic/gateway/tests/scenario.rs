@@ -4,7 +4,7 @@ use super::super::PolicyStart;
 use super::client::ClientPlan;
 use super::rng::Rng;
 use crate::ids::{Class, PerClass};
-use crate::lanes::{Durability, LanePolicy, LanesLimits};
+use crate::lanes::{Durability, LanePolicy, LanesLimits, Overflow};
 use crate::mqtt::{ConnLimits, RouterLimits};
 use crate::payload::{NumberFormat, OpaqueFormat, PayloadFormat};
 use crate::policy::{Meter, Policy, StreamFidelity, StreamModel, StreamPolicy, UplinkPolicy, UserPolicy};
@@ -57,7 +57,7 @@ pub(super) struct Scenario {
 impl Scenario {
     /// One well-behaved client of one stream, a good link, and no trouble.
     pub(super) fn calm(durability: Durability, client: ClientPlan) -> Scenario {
-        let lane = |share| LanePolicy { durability, cap_bytes: 8 << 20, ttl_us: None, share };
+        let lane = |share| LanePolicy { durability, cap_bytes: 8 << 20, overflow: Overflow::Thin, ttl_us: None, share };
         Scenario {
             clients: vec![client],
             lanes: [lane(16), lane(8), lane(4), lane(1)],
@@ -95,15 +95,18 @@ impl Scenario {
             only: None,
         });
         let clients = clients.collect();
-        let (small_caps, ttls) = (rng.percent(15), rng.percent(10));
+        let (small_caps, ttls) = (rng.percent(20), rng.percent(10));
         let all_memory = rng.percent(5);
+        let overflow = rng.pick(&[Overflow::Thin, Overflow::Evict]);
         let lanes = [0, 1, 2, 3].map(|at| LanePolicy {
             durability: if all_memory { Memory } else { rng.pick(&[Through, Through, Disk, Disk, Memory]) },
-            cap_bytes: if small_caps { rng.range(2_000, 40_000) } else { 64 << 20 },
+            cap_bytes: if small_caps { rng.range(1_000, 10_000) } else { 64 << 20 },
+            overflow,
             ttl_us: (ttls && rng.percent(60)).then(|| rng.range(1_000_000, 20_000_000)),
             share: [16, 8, 4, 1][at],
         });
-        let target = rng.pick(&[1_000, 4_000, 16_000, 64_000]);
+        // A lane that is full holds some blocks.
+        let target = rng.pick(if small_caps { &[500, 1_000][..] } else { &[1_000, 4_000, 16_000, 64_000] });
         let limits = LanesLimits {
             memory_bytes: (target as u64 * rng.pick(&[4, 8, 64])).max(6_000),
             block_target_bytes: target,

@@ -4,9 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 
-use super::ids_of;
+use super::{ids_of, thinned_in};
 use crate::block::Codec;
 use crate::ids::{BlockKey, Class, Epoch, Void};
+use crate::ranges::RangeSet;
 use crate::store::{CommitRequest, Held, Put, StoreError};
 
 #[derive(Default)]
@@ -99,6 +100,14 @@ impl Store {
     pub(super) fn voided(&self, epoch: Epoch, lane: Class) -> Vec<(u64, u64)> {
         let of = self.voids.values().filter(|void| void.key.epoch == epoch && void.key.lane == lane);
         of.map(|void| (void.key.first_seq, void.last_seq)).collect()
+    }
+
+    /// Adds to `all` the numbers of this epoch and lane whose messages blocks lack, because they were thinned where they lie.
+    pub(super) fn add_thinned(&self, codec: &mut Codec, epoch: Epoch, lane: Class, all: &mut RangeSet) {
+        let puts = self.tables.iter().flat_map(|table| table.values()).map(|(put, _)| put);
+        for put in puts.filter(|put| put.header.key.epoch == epoch && put.header.key.lane == lane) {
+            thinned_in(codec, &put.block).iter().for_each(|range| all.insert(range));
+        }
     }
 
     /// What a new process finds: oldest run first, within a run by lane and sequence number.

@@ -97,6 +97,7 @@ pub(super) struct Tally {
 pub(super) struct Covered {
     pub(super) runs: u64,
     pub(super) evicted: u64,
+    pub(super) thinned_blocks: u64,
     pub(super) expired: u64,
     pub(super) spilled: u64,
     pub(super) repeated: u64,
@@ -115,10 +116,11 @@ impl Covered {
     }
 
     /// Each with its name.
-    pub(super) fn fields(&mut self) -> [(&'static str, &mut u64); 10] {
+    pub(super) fn fields(&mut self) -> [(&'static str, &mut u64); 11] {
         [
             ("runs", &mut self.runs),
             ("evicted", &mut self.evicted),
+            ("thinned blocks", &mut self.thinned_blocks),
             ("expired", &mut self.expired),
             ("spilled", &mut self.spilled),
             ("repeated", &mut self.repeated),
@@ -390,6 +392,7 @@ impl World {
         for class in Class::ALL {
             let counters = gateway.lanes().counters(class);
             covered.evicted += counters.evicted;
+            covered.thinned_blocks += counters.thinned_blocks;
             covered.expired += counters.expired;
             covered.spilled += counters.spilled;
             covered.repeated += counters.repeated_blocks;
@@ -681,6 +684,10 @@ impl World {
         for (first, last) in self.store.voided(self.epoch, lane) {
             voided.insert(first..=last);
         }
+        if let Some(thinned) = self.cloud.thinned.get(&(self.epoch, lane)) {
+            thinned.iter().for_each(|range| voided.insert(range));
+        }
+        self.store.add_thinned(&mut self.codec, self.epoch, lane, &mut voided);
         let excused = self.excused.entry((self.epoch, lane)).or_default();
         // A record that was given up while it was on its way may have arrived nevertheless.
         excused.retain(|id| !self.cloud.ids.contains_key(id));
@@ -1058,9 +1065,9 @@ impl World {
             }
         }
         for (lane, ids) in lost {
-            let of_lane = self.cloud.voided.iter().filter(|((_, of), _)| *of == lane);
+            let of_lane = self.cloud.voided.iter().chain(&self.cloud.thinned).filter(|((_, of), _)| *of == lane);
             let voided: u64 = of_lane.map(|(_, ranges)| ranges.len()).sum();
-            assert!(ids.len() as u64 <= voided, "lost {ids:?} of {lane:?}, {voided} given up: {:?}", self.scenario);
+            assert!(ids.len() as u64 <= voided, "lost {ids:?} of {lane:?}, {voided} given up or thinned: {:?}", self.scenario);
         }
         for (&id, &stored) in &self.cloud.ids {
             assert!(stored == 0 || !matches!(self.fates[&id], Fate::Refused), "message {id} is no record");
