@@ -10,7 +10,8 @@ use std::sync::Arc;
 use prost::Message as _;
 use weir_logic::graph::{
     Advice, CauseLimits, Causes, EdgeIndex, EdgeState, Estimate, Federation, FederationLimits, MergeError, Merged, NeedFull,
-    NodeKind, Owner, Peer, Publisher, PublisherLimits, Quantity, Snapshot, Subgraph, SubgraphError, TalkerLimits, Talkers,
+    NodeKey, NodeKind, Owner, Part, Peer, Publisher, PublisherLimits, Quantity, Snapshot, Subgraph, SubgraphError,
+    TalkerLimits, Talkers,
 };
 use weir_logic::load::Load;
 use weir_logic::wire::{AdviceBytes, Body};
@@ -27,6 +28,8 @@ const SHOWN_OWNERS_MAX: usize = 5_000;
 pub(crate) struct Shown {
     /// Only this gateway's part, and the machines of the cloud.
     gateway: Option<String>,
+    /// Only the parts in which this node is, and the machines of the cloud.
+    around: Option<NodeKey>,
     /// No more owners than these, in the order of their names.
     limit: Option<usize>,
 }
@@ -39,11 +42,17 @@ impl FromStr for Shown {
         for pair in query.split('&').filter(|pair| !pair.is_empty()) {
             match pair.split_once('=') {
                 Some(("gateway", name)) => shown.gateway = Some(name.to_owned()),
+                Some(("around", node)) => shown.around = Some(node.parse().map_err(|err| format!("{err}"))?),
                 Some(("limit", limit)) => match limit.parse() {
                     Ok(limit @ 1..=SHOWN_OWNERS_MAX) => shown.limit = Some(limit),
                     _ => return Err(format!("limit is a number from 1 to {SHOWN_OWNERS_MAX}")),
                 },
-                _ => return Err(format!("cannot read `{}`: write gateway=NAME or limit=COUNT", pair.escape_debug())),
+                _ => {
+                    return Err(format!(
+                        "cannot read `{}`: write gateway=NAME, around=NODE or limit=COUNT",
+                        pair.escape_debug()
+                    ));
+                }
             }
         }
         Ok(shown)
@@ -177,22 +186,30 @@ impl GlobalGraph {
 
     /// A snapshot of all of it, or of what is to be shown.
     pub(crate) fn json(&self, now_us: u64, shown: &Shown) -> Result<String, String> {
-        let owners = self.federation.len();
-        if owners > SHOWN_OWNERS_MAX && *shown == Shown::default() {
-            return Err(format!(
-                "the graph has {owners} owners, more than the {SHOWN_OWNERS_MAX} that are shown at once: ask for one box, with \
-                 --gateway or `/graph.json?gateway=NAME`, or for some, with `?limit=COUNT`"
-            ));
-        }
         let owner = shown.gateway.as_deref().map(Owner::gateway).transpose().map_err(|err| err.to_string())?;
         if let Some(owner) = &owner
             && self.federation.part(owner).is_none()
         {
             return Err(format!("nothing is known of the gateway `{}`", owner.name()));
         }
-        let is_shown = |of: &Owner| owner.as_ref().is_none_or(|owner| owner == of || !of.is_gateway());
-        let parts = self.federation.parts().filter(|part| is_shown(part.owner()));
-        let parts = parts.take(shown.limit.unwrap_or(SHOWN_OWNERS_MAX));
+        let is_owner = |of: &Owner| owner.as_ref().is_none_or(|owner| owner == of);
+        let is_around = |part: &Part<'_>| {
+            let has = |node: &NodeKey| {
+                let is_its = node.site.as_deref().is_none_or(|site| site == part.owner().name());
+                is_its && part.nodes().any(|(kind, name)| kind == node.kind && *name == node.name)
+            };
+            shown.around.as_ref().is_none_or(has)
+        };
+        let is_shown = |part: &Part<'_>| !part.owner().is_gateway() || (is_owner(part.owner()) && is_around(part));
+        let owners = self.federation.parts().filter(is_shown).count();
+        if owners > SHOWN_OWNERS_MAX && shown.limit.is_none() {
+            return Err(format!(
+                "{owners} owners are too many to show at once, at most {SHOWN_OWNERS_MAX} are: ask for one box, with --gateway or \
+                 `/graph.json?gateway=NAME`, for those that share a node, with `?around=carrier/NAME`, or for some, with \
+                 `?limit=COUNT`"
+            ));
+        }
+        let parts = self.federation.parts().filter(is_shown).take(shown.limit.unwrap_or(SHOWN_OWNERS_MAX));
         let talks = self.talkers.recent().cloned().collect();
         Ok(Snapshot::of_parts(now_us, parts, &self.causes, talks).to_json())
     }
@@ -212,7 +229,7 @@ impl GlobalGraph {
 
 #[cfg(test)]
 mod tests {
-    use weir_logic::graph::{Neighbours, NodeKey};
+    use weir_logic::graph::Neighbours;
     use weir_logic::graph::{Site, SiteShape, UplinkShape};
     use weir_logic::health::{BreakerState, UplinkEstimate, UplinkState};
 
@@ -299,7 +316,7 @@ mod tests {
         graph.tick(2 * SECOND_US, calm);
         let json = |query: &str| graph.json(2 * SECOND_US, &query.parse()?);
         let refused = json("").expect_err("too many");
-        assert!(refused.contains("5002 owners") && refused.contains("gateway=NAME"), "{refused}");
+        assert!(refused.contains("5002 owners are too many") && refused.contains("gateway=NAME"), "{refused}");
         let nodes = |query: &str| {
             let snapshot = Snapshot::from_json(&json(query).expect("an answer")).expect("JSON");
             snapshot.nodes.iter().map(ToString::to_string).collect::<Vec<_>>()
@@ -307,6 +324,11 @@ mod tests {
         let one = nodes("gateway=box-77");
         assert!(one.contains(&"gateway/box-77".to_owned()) && one.contains(&"sink/sqlite".to_owned()), "{one:?}");
         assert_eq!(one.iter().filter(|node| node.starts_with("gateway/")).count(), 1);
+        // A node that all share is in too many parts, one that is in few is not.
+        assert!(json("around=carrier/telco").is_err_and(|error| error.contains("5002 owners")));
+        let around = nodes("around=carrier/line-box-77");
+        assert_eq!(around.iter().filter(|node| node.starts_with("gateway/")).count(), 1, "{around:?}");
+        assert!(nodes("around=carrier/nobodys").iter().all(|node| !node.starts_with("gateway/")));
         assert_eq!(
             nodes("limit=10").iter().filter(|node| node.starts_with("gateway/") || node.starts_with("sink/")).count(),
             10
@@ -315,6 +337,7 @@ mod tests {
             ("gateway=nobody", "nothing is known of the gateway `nobody`"),
             ("limit=0", "from 1 to 5000"),
             ("gateways=1", "cannot read `gateways=1`"),
+            ("around=telco", "telco"),
         ] {
             assert!(json(query).is_err_and(|error| error.contains(words)), "{query}");
         }

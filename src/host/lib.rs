@@ -13,6 +13,7 @@ pub mod clock;
 pub mod config;
 pub mod log;
 pub mod notify;
+pub mod percent;
 pub mod policy;
 pub mod proxy;
 pub mod quic;

@@ -12,6 +12,8 @@ use std::str::FromStr;
 
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 
+use crate::percent;
+
 /// Longest head of an answer; proxies' own limits are 8 KiB to 64 KiB, and theirs to a CONNECT are a few lines.
 const HEAD_LEN_MAX: usize = 8 * 1024;
 /// Longest user and password together.
@@ -65,7 +67,7 @@ impl FromStr for Proxy {
         if host_port(address).is_none() {
             return Err(ProxyFormError::Address(address.to_owned()));
         }
-        let user = user.map(|user| percent_decoded(user).ok_or(ProxyFormError::User)).transpose()?;
+        let user = user.map(|user| user_of(user).ok_or(ProxyFormError::User)).transpose()?;
         Ok(Proxy { address: address.to_owned(), user })
     }
 }
@@ -83,22 +85,10 @@ pub fn host_port(address: &str) -> Option<(&str, u16)> {
     is_host.then_some((host, port))
 }
 
-fn percent_decoded(user: &str) -> Option<String> {
-    let mut bytes = Vec::with_capacity(user.len());
-    let mut rest = user.as_bytes();
-    while let Some((&first, tail)) = rest.split_first() {
-        if first == b'%' {
-            let digits = str::from_utf8(tail.get(..2)?).ok().filter(|digits| digits.bytes().all(|c| c.is_ascii_hexdigit()))?;
-            bytes.push(u8::from_str_radix(digits, 16).ok()?);
-            rest = &tail[2..];
-        } else {
-            bytes.push(first);
-            rest = tail;
-        }
-    }
-    let text = String::from_utf8(bytes).ok()?;
-    let is_good = text.contains(':') && text.len() <= USER_LEN_MAX && !text.contains(char::is_control);
-    is_good.then_some(text)
+/// `USER:PASSWORD`, decoded.
+fn user_of(text: &str) -> Option<String> {
+    let user = percent::decoded(text)?;
+    (user.contains(':') && user.len() <= USER_LEN_MAX && !user.contains(char::is_control)).then_some(user)
 }
 
 /// Why a proxy gives no way through.

@@ -9,7 +9,7 @@ use std::process::ExitCode;
 use anyhow::Context as _;
 use clap::{Subcommand, ValueEnum};
 use serde::Serialize;
-use weir_logic::graph::{Constraints, Snapshot, Target, View, changes};
+use weir_logic::graph::{Constraints, NodeKey, Snapshot, Target, View, changes};
 
 use crate::admin;
 
@@ -136,7 +136,7 @@ enum ShowFormat {
 pub fn run(args: &GraphArgs, out: &mut impl Write) -> anyhow::Result<ExitCode> {
     match &args.question {
         Question::Show { node, source, format } => {
-            let view = source.view()?;
+            let view = source.view_around(node.as_deref())?;
             let about = node.as_ref().map(|node| view.find(node)).transpose()?;
             let shown = view.show(about.as_ref())?;
             let text = match format {
@@ -147,7 +147,7 @@ pub fn run(args: &GraphArgs, out: &mut impl Write) -> anyhow::Result<ExitCode> {
             out.write_all(text.as_bytes())?;
         }
         Question::Path { stream, to, zone, ignore_state, source, output } => {
-            let view = source.view()?;
+            let view = source.view_around(Some(stream))?;
             let to = to.as_ref().map(|to| view.find(to)).transpose()?;
             let constraints = Constraints { zones: zone.clone(), ignores_state: *ignore_state };
             let path = view.path(&view.find(stream)?, to.as_ref(), &constraints)?;
@@ -157,7 +157,7 @@ pub fn run(args: &GraphArgs, out: &mut impl Write) -> anyhow::Result<ExitCode> {
             }
         }
         Question::Impact { node, to, source, output } => {
-            let view = source.view()?;
+            let view = source.view_around(Some(node))?;
             let node = view.find(node)?;
             let target = match to {
                 Some(to) => Target::Edge(node, view.find(to)?),
@@ -177,7 +177,7 @@ pub fn run(args: &GraphArgs, out: &mut impl Write) -> anyhow::Result<ExitCode> {
             output.print(&found, found.to_table(), out)?;
         }
         Question::Changes { before, source, output } => {
-            let found = changes(&read(before)?, &source.snapshot()?);
+            let found = changes(&read(before)?, &source.snapshot("")?);
             output.print(&found, found.to_table(), out)?;
         }
     }
@@ -185,28 +185,31 @@ pub fn run(args: &GraphArgs, out: &mut impl Write) -> anyhow::Result<ExitCode> {
 }
 
 impl Source {
-    fn snapshot(&self) -> anyhow::Result<Snapshot> {
-        self.snapshot_of(None)
-    }
-
-    /// The graph, or as much of it as concerns one box.
-    fn snapshot_of(&self, gateway: Option<&str>) -> anyhow::Result<Snapshot> {
+    /// The graph, or as much of it as `query` asks for.
+    fn snapshot(&self, query: &str) -> anyhow::Result<Snapshot> {
         match &self.from {
             Some(file) => read(file),
             None => {
-                let query = gateway.map(|name| format!("?gateway={}", admin::encoded(short(name)))).unwrap_or_default();
                 let text = admin::get(&self.admin, &format!("/graph.json{query}"))?;
                 Snapshot::from_json(&text).with_context(|| format!("the answer of {}", self.admin))
             }
         }
     }
 
-    fn view(&self) -> anyhow::Result<View> {
-        self.view_of(None)
+    /// The graph, or as much of it as concerns one box.
+    fn view_of(&self, gateway: Option<&str>) -> anyhow::Result<View> {
+        let query = gateway.map(|name| format!("?gateway={}", admin::encoded(short(name))));
+        Ok(View::new(self.snapshot(&query.unwrap_or_default())?)?)
     }
 
-    fn view_of(&self, gateway: Option<&str>) -> anyhow::Result<View> {
-        Ok(View::new(self.snapshot_of(gateway)?)?)
+    /// As much of the graph as concerns a node: its box, or all boxes that share it. All of it for a name alone, which may be
+    /// anything's.
+    fn view_around(&self, node: Option<&str>) -> anyhow::Result<View> {
+        let query = node.and_then(|node| node.parse::<NodeKey>().ok()).map(|key| match key.site() {
+            Some(gateway) => format!("?gateway={}", admin::encoded(gateway)),
+            None => format!("?around={}", admin::encoded(&key.to_string())),
+        });
+        Ok(View::new(self.snapshot(&query.unwrap_or_default())?)?)
     }
 }
 

@@ -35,6 +35,7 @@ use tokio::{
     sync::Semaphore,
 };
 
+use crate::percent;
 use crate::shutdown::{self, Shutdown, ShutdownTrigger};
 
 pub use metrics::MetricsText;
@@ -88,15 +89,15 @@ pub struct NamedPage {
 pub struct Asked<'a> {
     /// The name in the path.
     pub name: &'a str,
-    /// What stands behind the `?`, as it was written.
+    /// What stands behind the `?`, decoded.
     pub query: &'a str,
 }
 
 impl NamedPage {
     /// The name in a path, if it is one of this page.
-    fn name<'a>(&self, path: &'a str) -> Option<&'a str> {
+    fn name(&self, path: &str) -> Option<String> {
         let name = path.strip_prefix(self.prefix)?.strip_suffix(self.suffix)?;
-        (!name.is_empty() && !name.contains('/')).then_some(name)
+        (!name.contains('/')).then(|| percent::decoded(name)).flatten().filter(|name| !name.is_empty())
     }
 }
 
@@ -104,7 +105,7 @@ impl NamedPage {
 pub struct JsonPage {
     /// Its path, as in `/record.json`.
     pub path: &'static str,
-    /// Gives the answer to what stands behind the `?`, as it was written. It must not block; its future is given [`ANSWER_TIMEOUT`].
+    /// Gives the answer to what stands behind the `?`, decoded. It must not block; its future is given [`ANSWER_TIMEOUT`].
     pub answer: Box<dyn Fn(&str) -> Answer + Send + Sync>,
 }
 
@@ -337,7 +338,7 @@ async fn respond(pages: &Pages, refused: u64, request: &Request<Incoming>) -> Re
             reply(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", (pages.metrics)() + &own.finish())
         }
         "/status.json" => reply(StatusCode::OK, "application/json", (pages.status_json)()),
-        path => match find(pages, path, request.uri().query().unwrap_or_default()) {
+        path => match percent::decoded(request.uri().query().unwrap_or_default()).and_then(|query| find(pages, path, &query)) {
             Some(answer) => match tokio::time::timeout(ANSWER_TIMEOUT, answer).await {
                 Ok(Ok(json)) => reply(StatusCode::OK, "application/json", json),
                 Ok(Err(reason)) => reply(StatusCode::NOT_FOUND, "text/plain; charset=utf-8", reason + "\n"),
@@ -358,7 +359,7 @@ fn find(pages: &Pages, path: &str, query: &str) -> Option<Answer> {
     if let Some(page) = pages.json.iter().find(|page| page.path == path) {
         return Some((page.answer)(query));
     }
-    pages.named.iter().find_map(|page| Some((page.answer)(Asked { name: page.name(path)?, query })))
+    pages.named.iter().find_map(|page| Some((page.answer)(Asked { name: &page.name(path)?, query })))
 }
 
 /// True if the request names this machine: an address, `localhost`, or nothing.

@@ -65,7 +65,9 @@ fn every_page_answers() {
         ("/things/a-1/echo.json?b", "200 OK", "a-1 b"),
         ("/things//echo.json", "404 Not Found", "NAME/echo.json\n"),
         ("/things/a/b/echo.json", "404 Not Found", "NAME/echo.json\n"),
-        ("/echo.json?a=b%20c", "200 OK", "a=b%20c"),
+        ("/echo.json?a=b%20c", "200 OK", "a=b c"),
+        ("/things/a%20b/echo.json?%C3%BC", "200 OK", "a b ü"),
+        ("/echo.json?a=%zz", "404 Not Found", "/things/NAME/echo.json\n"),
         ("/echo.json", "404 Not Found", "ask for something\n"),
     ] {
         let answer = get(addr, path);

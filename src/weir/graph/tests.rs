@@ -127,15 +127,29 @@ fn mistakes_are_told_with_what_to_do() {
 fn a_running_process_is_asked_over_its_admin_address() {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a socket");
     let address = listener.local_addr().expect("an address").to_string();
+    let questions: [(&[&str], &str); 5] = [
+        (&["bottlenecks"], ""),
+        (&["weak-points", "--gateway", "box-1"], "?gateway=box-1"),
+        (&["path", "stream/box-1/vibration"], "?gateway=box-1"),
+        (&["path", "vibration"], ""),
+        (&["impact", "carrier/cable"], "?around=carrier%2Fcable"),
+    ];
     let page = std::thread::spawn(move || {
-        let (mut stream, _) = listener.accept().expect("a connection");
-        let mut head = String::new();
-        BufReader::new(&stream).read_line(&mut head).expect("a request");
-        let body = snapshot(EdgeState::Green).to_json();
-        write!(stream, "HTTP/1.0 200 OK\r\n\r\n{body}").expect("answered");
-        head
+        let answer = |_| {
+            let (mut stream, _) = listener.accept().expect("a connection");
+            let mut head = String::new();
+            BufReader::new(&stream).read_line(&mut head).expect("a request");
+            let body = snapshot(EdgeState::Green).to_json();
+            write!(stream, "HTTP/1.0 200 OK\r\n\r\n{body}").expect("answered");
+            head
+        };
+        (0..5).map(answer).collect::<Vec<_>>()
     });
-    let (_, table) = ask(&["bottlenecks", "--admin", &address]).expect("an answer");
-    assert!(table.contains("gateway/box-1"), "{table}");
-    assert!(page.join().expect("the page").starts_with("GET /graph.json "));
+    for (question, _) in questions {
+        let (_, table) = ask(&[question, &["--admin", &address]].concat()).expect("an answer");
+        assert!(table.contains("box-1"), "{table}");
+    }
+    for ((_, query), head) in questions.iter().zip(page.join().expect("the page")) {
+        assert!(head.starts_with(&format!("GET /graph.json{query} ")), "{head}");
+    }
 }
