@@ -14,6 +14,14 @@ use weir_logic::graph::{
 };
 use weir_logic::health::{BreakerState, UplinkEstimate, UplinkState};
 
+/// Memory of the cloud that a box may take: 400 MB for a fleet of 50,000.
+const BYTES_PER_GATEWAY_MAX: f64 = 8_192.0;
+/// Longest digest of a box with 3 uplinks and 20 streams, and longest usual delta, in bytes.
+const FULL_BYTES_MAX: f64 = 2_048.0;
+const DELTA_BYTES_MAX: f64 = 200.0;
+/// Digests that one core merges in a second at least: a fleet of 50,000 that says something each 2.5 s.
+const MERGES_PER_S_MIN: f64 = 20_000.0;
+
 /// Options of `weir-bench graph`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
@@ -32,6 +40,9 @@ pub(crate) struct Args {
     /// No two boxes have the name of a stream or sensor group in common, the worst case; otherwise all are from one template.
     #[arg(long)]
     names_differ: bool,
+    /// Fails if a box takes more than its part of the cloud's memory, or if too few digests are merged.
+    #[arg(long)]
+    enforce: bool,
     /// Writes the results here as well.
     #[arg(long)]
     json: Option<PathBuf>,
@@ -75,6 +86,20 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     if let Some(path) = &args.json {
         std::fs::write(path, serde_json::to_string_pretty(&run)?)?;
     }
+    if args.enforce { enforce(&run) } else { Ok(()) }
+}
+
+fn enforce(run: &Run) -> anyhow::Result<()> {
+    let bytes = run.resident_bytes_per_gateway + run.talkers_bytes_per_gateway;
+    for (what, found, most) in [
+        ("bytes of memory for each box", bytes, BYTES_PER_GATEWAY_MAX),
+        ("bytes of a full digest", run.full_bytes, FULL_BYTES_MAX),
+        ("bytes of a delta", run.delta_bytes, DELTA_BYTES_MAX),
+    ] {
+        anyhow::ensure!(found <= most, "{found:.0} {what}, more than {most}");
+    }
+    let merges_per_s = run.full_merges_per_s.min(run.delta_merges_per_s);
+    anyhow::ensure!(merges_per_s >= MERGES_PER_S_MIN, "{merges_per_s:.0} merges a second, fewer than {MERGES_PER_S_MIN}");
     Ok(())
 }
 

@@ -21,6 +21,11 @@ use weir_logic::route::UplinkView;
 use weir_logic::uplink::SessionLimits;
 use weir_logic::wire::LoadLevel;
 
+/// Longest that a plan with its price may take, in microseconds: it is made once a second beside everything else.
+const PLAN_US_MAX: f64 = 1_000.0;
+/// Longest that asking it about a record may take, in nanoseconds.
+const APPLY_NS_MAX: f64 = 200.0;
+
 /// Options of `weir-bench plan`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
@@ -36,6 +41,9 @@ pub(crate) struct Args {
     /// Plans made.
     #[arg(long, default_value_t = 2_000)]
     plans: u32,
+    /// Fails if it takes longer than a box has for it: 1 ms for a plan with its price, 200 ns for a record.
+    #[arg(long)]
+    enforce: bool,
     /// Writes the results here as well.
     #[arg(long)]
     json: Option<PathBuf>,
@@ -58,6 +66,11 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     println!("asked about a record: {apply_ns:.0} ns");
     if let Some(path) = &args.json {
         std::fs::write(path, serde_json::to_string_pretty(&run)?)?;
+    }
+    if args.enforce {
+        let made_us = run.plan_us + run.price_us;
+        anyhow::ensure!(made_us <= PLAN_US_MAX, "a plan takes {made_us:.0} us, more than {PLAN_US_MAX}");
+        anyhow::ensure!(run.apply_ns <= APPLY_NS_MAX, "a record takes {:.0} ns, more than {APPLY_NS_MAX}", run.apply_ns);
     }
     Ok(())
 }
