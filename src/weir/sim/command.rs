@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use anyhow::Context as _;
 
-use super::case::{self, BASELINES, BOUND, Case, WEIR};
+use super::case::{self, BASELINES, BOUND, Case, Details, WEIR};
 use super::fleet::{self, FleetSpec};
 use super::own;
 use super::report::Report;
@@ -50,8 +50,12 @@ pub struct SimArgs {
     /// Fail if Weir is in any case further than this below static-priority or fifo, as a part of the bound
     #[arg(long)]
     pub require_margin: Option<f64>,
+    /// Fail if critical records are in any case later, at the 99th percentile, than this many times the bound, and also later than two
+    /// round trips and a frame of 16 KiB after what they are with the link to themselves
+    #[arg(long)]
+    pub require_critical: Option<f64>,
     /// A box's configuration, to be run over the link with the messages of --data: what would it have done?
-    #[arg(long, value_name = "EDGE.TOML", requires = "data", conflicts_with_all = ["load", "workload", "deadlines", "html", "require_mean", "require_worst", "require_margin"])]
+    #[arg(long, value_name = "EDGE.TOML", requires = "data", conflicts_with_all = ["load", "workload", "deadlines", "html", "require_mean", "require_worst", "require_margin", "require_critical"])]
     pub config: Option<PathBuf>,
     /// Recorded messages, as `mosquitto_sub -t '#' -F '%U %t %x'` writes them
     #[arg(long, value_name = "FILE", requires = "config")]
@@ -172,17 +176,23 @@ fn compare(args: &SimArgs, mut report: Option<&mut Report>, out: &mut dyn Write)
         "link", "load", "kbit/s", "policy", "ratio", "critical p99", "delivered", "lost"
     )?;
     let mut cases = Vec::new();
-    for profile in links(args)? {
-        let link = Link::of(profile, None, args.seed);
-        for &load in &args.load {
-            let (case, details) = case::run(&link, &workload, load, args.seed);
-            print(&case, out)?;
-            if let Some(report) = report.as_deref_mut() {
-                report.add(&link, &workload, &case, &details);
-            }
-            cases.push(case);
+    let links = links(args)?.into_iter().map(|profile| Link::of(profile, None, args.seed));
+    let jobs: Vec<(Link, f64)> = links.flat_map(|link| args.load.iter().map(move |&load| (link.clone(), load))).collect();
+    let mut printed = Ok(());
+    let is_wanted = report.is_some();
+    let keep = |link: &Link, case: Case, details: Details| {
+        (is_wanted.then(|| Report::section(link, &workload, &case, &details)), case)
+    };
+    case::run_all(&jobs, &workload, args.seed, keep, |(section, case)| {
+        if printed.is_ok() {
+            printed = print(&case, out);
         }
-    }
+        if let Some((report, section)) = report.as_deref_mut().zip(section) {
+            report.add(case.clone(), section);
+        }
+        cases.push(case);
+    });
+    printed?;
     for policy in [WEIR].into_iter().chain(BASELINES) {
         let (mean, worst) = mean_and_worst(&cases, policy);
         writeln!(out, "{policy}: {mean:.3} of the bound on average, {worst:.3} at worst")?;
@@ -230,11 +240,17 @@ struct Required {
     mean: Option<f64>,
     worst: Option<f64>,
     margin: Option<f64>,
+    critical: Option<f64>,
 }
 
 impl Required {
     fn of(args: &SimArgs) -> Required {
-        Required { mean: args.require_mean, worst: args.require_worst, margin: args.require_margin }
+        Required {
+            mean: args.require_mean,
+            worst: args.require_worst,
+            margin: args.require_margin,
+            critical: args.require_critical,
+        }
     }
 
     /// What of it is not so, a line each.
@@ -248,6 +264,9 @@ impl Required {
             unmet.push(format!("worst of {worst:.4}, required {required}"));
         }
         for case in cases {
+            if let Some(line) = self.critical.and_then(|times| late_critical(case, times)) {
+                unmet.push(line);
+            }
             let weir = case.of(WEIR).value_ratio;
             for other in BASELINES {
                 let ratio = case.of(other).value_ratio;
@@ -257,5 +276,43 @@ impl Required {
             }
         }
         unmet
+    }
+}
+
+/// What is wrong if critical records are later than they may be.
+fn late_critical(case: &Case, times: f64) -> Option<String> {
+    let (weir, bound) = (case.of(WEIR).critical_p99_ms, case.of(BOUND).critical_p99_ms);
+    let limit = (times * bound).max(case.critical_alone_p99_ms + case.critical_margin_ms);
+    (weir > limit).then(|| format!("{} at load {}: critical p99 of {weir:.0} ms, at most {limit:.0} ms", case.link, case.load))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+    use crate::sim::case::Outcome;
+
+    #[test]
+    fn critical_records_may_be_as_late_as_the_bound_allows_or_as_idle_and_contention_explain() {
+        let case = |weir_ms: f64, bound_ms: f64| {
+            let outcome =
+                |critical_p99_ms| Outcome { value: 1.0, value_ratio: 1.0, critical_p99_ms, delivered: 1, lost: 0, bytes: 1 };
+            Case {
+                link: "lte".into(),
+                load: 4.0,
+                seed: 1,
+                run_s: 600,
+                mean_kbit_per_s: 1e3,
+                simulated_part: 1.0,
+                critical_alone_p99_ms: 100.0,
+                critical_margin_ms: 200.0,
+                policies: BTreeMap::from([(WEIR, outcome(weir_ms)), (BOUND, outcome(bound_ms))]),
+            }
+        };
+        assert_eq!(late_critical(&case(299.0, 50.0), 1.2), None, "the link explains it");
+        assert_eq!(late_critical(&case(1_190.0, 1_000.0), 1.2), None, "outages explain it");
+        let unmet = late_critical(&case(301.0, 50.0), 1.2);
+        assert_eq!(unmet.as_deref(), Some("lte at load 4: critical p99 of 301 ms, at most 300 ms"));
     }
 }

@@ -11,7 +11,7 @@ use std::{fs, path::Path};
 
 use weir_host::{
     config::{ConfigError, ConfigErrors},
-    units::Duration,
+    units::{Bytes, Duration},
 };
 
 use crate::link::{
@@ -81,6 +81,15 @@ impl Link {
         (self.delay_us + self.profile.down.delay.as_micros()).max(1)
     }
 
+    /// The same link with this part of its rate and of its queue, and the same delays.
+    #[must_use]
+    pub fn times(mut self, part: f64) -> Link {
+        let queue = &mut self.profile.up.queue;
+        *queue = Bytes::new((queue.get() as f64 * part).round() as u64);
+        self.service = self.service.times(part);
+        self
+    }
+
     /// Mean rate over the run.
     pub fn mean_bytes_per_s(&self) -> f64 {
         self.service.bytes() / self.run_s as f64
@@ -116,6 +125,13 @@ impl ServiceCurve {
         }
         push(end_us, 0.0);
         Self { knots }
+    }
+
+    fn times(mut self, part: f64) -> Self {
+        for knot in &mut self.knots {
+            (knot.bytes, knot.bytes_per_us) = (knot.bytes * part, knot.bytes_per_us * part);
+        }
+        self
     }
 
     /// Bytes that can have left by a time.

@@ -21,8 +21,14 @@ pub struct Report {
 }
 
 impl Report {
-    /// Adds a case.
-    pub fn add(&mut self, link: &Link, workload: &Workload, case: &Case, details: &Details) {
+    /// Adds a case with its [section](Report::section).
+    pub fn add(&mut self, case: Case, section: String) {
+        self.cases.push(case);
+        self.sections.push(section);
+    }
+
+    /// What is told of a case, as HTML; the link is the one that was simulated.
+    pub fn section(link: &Link, workload: &Workload, case: &Case, details: &Details) -> String {
         let charts = curves::charts(link, workload, details);
         let offered_mb = curves::offered_bytes(&details.arrivals) / 1e6;
         let mut facts = format!(
@@ -35,9 +41,11 @@ impl Report {
         if details.arrivals.size_factor > 1.0 {
             let _ = write!(facts, " Records are {} times as large as the workload says.", number(details.arrivals.size_factor));
         }
+        if case.simulated_part < 1.0 {
+            let _ = write!(facts, " Of the link's rate and of what arrives, {} were simulated.", number(case.simulated_part));
+        }
         facts.push_str("</p>");
-        self.sections.push(format!("{facts}<div class=\"charts\">{}</div>", figures(&charts)));
-        self.cases.push(case.clone());
+        format!("{facts}<div class=\"charts\">{}</div>", figures(&charts))
     }
 
     /// The page; `how` says what was run.
@@ -169,7 +177,8 @@ mod tests {
         let (workload, mut report) = (Workload::default(), Report::default());
         for load in [1.0, 4.0] {
             let (case, details) = case::run(&link, &workload, load, 1);
-            report.add(&link, &workload, &case, &details);
+            let section = Report::section(&link, &workload, &case, &details);
+            report.add(case, section);
         }
         let page = report.page("test <1>");
         for outside in ["http:", "https:", "src=", "<link", "@import", "<script", "url("] {
