@@ -7,7 +7,7 @@ use crate::ids::Class;
 use crate::ingest::Moment;
 use crate::plan::{Plan, View, plan};
 use crate::policy::Policy;
-use crate::price::{Arrivals, Capacity, Expected, Explanation, Market, Paid, Solver, horizon_end_us};
+use crate::price::{Arrivals, Capacity, Expected, Explanation, Market, Paid, Solver, StreamValue, horizon_end_us};
 use crate::uplink::DownReason;
 
 /// What the control plane remembers from one plan to the next.
@@ -102,14 +102,16 @@ impl Gateway {
     fn reprice(&mut self, now_us: u64, at_once: bool) {
         let limits = self.policy.price;
         let rates: Vec<f64> = self.health.iter().map(|health| drain_bytes_per_s(health, now_us)).collect();
-        self.lanes.foresee(now_us, &rates);
-        let of_class = |class: Class| self.policy.streams.iter().position(|stream| stream.class == class).map(|at| at as u16);
-        let mut waiting = self.lanes.waiting(now_us, self.policy.streams.len(), of_class);
         let (arrived, ratio) = self.lanes.take_arrived();
         self.control.arrivals.count(now_us, &arrived, ratio);
+        let drain_us = drain_us(limits.drain_us, &self.plan.values, self.control.arrivals.rates());
+        self.lanes.foresee(now_us, &rates, drain_us);
+        let of_class = |class: Class| self.policy.streams.iter().position(|stream| stream.class == class).map(|at| at as u16);
+        let mut waiting = self.lanes.waiting(now_us, self.policy.streams.len(), of_class);
         // What is wanted is counted as levels say; what thinned blocks really take differs.
         let carried = 1.0 / self.lanes.bytes_per_planned();
-        let (free, paid) = (self.forecast(now_us, false).times(carried), self.forecast(now_us, true).times(carried));
+        let forecast = |paid| self.forecast(now_us, paid, drain_us).times(carried);
+        let (free, paid) = (forecast(false), forecast(true));
         // What waits for the cloud does not make the uplinks dearer for the rest.
         let is_held = |stream: usize| self.plan.routes[self.policy.streams[stream].class.index()].held().is_some();
         waiting.retain(|cohort| !is_held(usize::from(cohort.stream)));
@@ -126,10 +128,10 @@ impl Gateway {
         self.control.price = self.control.solver.solve(now_us, &limits, market, paid, at_once);
     }
 
-    /// What all uplinks of a kind are forecast to carry.
+    /// What all uplinks of a kind are forecast to carry, by the horizons and in `drain_us`.
     ///
     /// Two transports over one link carry what the better of them does.
-    fn forecast(&self, now_us: u64, paid: bool) -> Capacity {
+    fn forecast(&self, now_us: u64, paid: bool, drain_us: u64) -> Capacity {
         let limits = self.policy.price;
         let mut links = vec![Capacity::default(); self.health.len()];
         for (at, (health, of)) in self.health.iter().zip(&self.policy.uplinks).enumerate() {
@@ -142,7 +144,7 @@ impl Gateway {
             let left = self.budget(at).map_or(f64::MAX, |budget| budget.allowance().others_bytes as f64);
             let carries = Capacity {
                 by_horizon: std::array::from_fn(|at| health.capacity_bytes(horizon_end_us(at, limits.horizon_us)).min(left)),
-                drain_bytes: (drain_bytes_per_s(health, now_us) * limits.drain_us as f64 / 1e6).min(left),
+                drain_bytes: (drain_bytes_per_s(health, now_us) * drain_us as f64 / 1e6).min(left),
             };
             links[link] = links[link].or_better(carries);
         }
@@ -188,6 +190,24 @@ impl Gateway {
     }
 }
 
+/// How long what waits should last at the least: half as long as what is expected can wait, if that is less than `limit_us`.
+/// Saving room for what is still to come is of no use to what is late by then.
+///
+/// Times are averaged by worth, harmonically: what has no deadline counts as much as it is worth, and makes nothing else slower.
+fn drain_us(limit_us: u64, values: &[Option<StreamValue>], expected: &[Expected]) -> u64 {
+    let (mut worth, mut hurry) = (0.0, 0.0);
+    for (value, expected) in values.iter().zip(expected) {
+        let Some(value) = value.filter(|value| !value.is_exempt) else { continue };
+        worth += value.weight * expected.mean;
+        if let Some(left_us) = value.lateness.left_us(0) {
+            hurry += value.weight * expected.mean / left_us.max(1) as f64;
+        }
+    }
+    // The next price is made in a second.
+    let half_us = if hurry > 0.0 { (worth / hurry / 2.0) as u64 } else { u64::MAX };
+    limit_us.min(half_us.max(CONTROL_US))
+}
+
 /// Bytes a second at which what waits is taken to leave by an uplink.
 fn drain_bytes_per_s(health: &UplinkHealth, now_us: u64) -> f64 {
     let estimate = health.estimate(now_us);
@@ -201,5 +221,28 @@ pub(super) fn close_reason(reason: &DownReason, was_up: bool) -> CloseReason {
         DownReason::Protocol(_) => CloseReason::Peer,
         DownReason::Transport(_) | DownReason::Silence { .. } | DownReason::Timeout { .. } if was_up => CloseReason::Lost,
         DownReason::Transport(_) | DownReason::Silence { .. } | DownReason::Timeout { .. } => CloseReason::ConnectFailed,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::price::{Ladder, Lateness};
+
+    #[test]
+    fn what_waits_lasts_half_as_long_as_the_worth_can_wait_and_no_longer_than_the_limit() {
+        let value = |weight, d0_us, is_exempt| {
+            let lateness = Lateness { d0_us, d1_us: None, u1: 0.2 };
+            Some(StreamValue { weight, ladder: Ladder::TELEMETRY, lateness, is_exempt })
+        };
+        let rate = |mean| Expected { mean, now: mean };
+        // Of the worth that can be folded, half can wait 2 s and half 6 s; what is critical does not count, nor what has no value.
+        let values = [value(100.0, 1_000_000, true), value(1.0, 2_000_000, false), value(1.0, 6_000_000, false), None];
+        let expected = [rate(1_000.0); 4];
+        assert_eq!(drain_us(12_000_000, &values, &expected), 1_500_000);
+        assert_eq!(drain_us(1_200_000, &values, &expected), 1_200_000, "the limit");
+        assert_eq!(drain_us(12_000_000, &values, &[rate(0.0); 4]), 12_000_000, "nothing is expected");
+        let hasty = [value(1.0, 10_000, false)];
+        assert_eq!(drain_us(12_000_000, &hasty, &expected), CONTROL_US, "until there is another price");
     }
 }

@@ -59,7 +59,7 @@ impl Lanes {
 
     /// True if the open end of a lane should be written as a block rather than as a fragment.
     pub(super) fn is_worth_a_block(&self, lane: &Lane) -> bool {
-        lane.staging.len() >= self.limits.block_target_bytes / 2
+        lane.staging.len() >= self.block_bytes(lane.class) / 2
     }
 
     pub(super) fn start(&mut self, now_us: u64, spill: bool) -> Option<CommitRequest> {
@@ -138,12 +138,12 @@ impl Lanes {
 
     /// Writes the open end of a lane: whole if it is worth a block, else what came since the last commit as a fragment.
     pub(super) fn write_open_end(&mut self, now_us: u64, class: Class, request: &mut CommitRequest) {
-        let epoch = self.epoch();
+        let (epoch, block_bytes) = (self.epoch(), self.block_bytes(class));
         let lane = &mut self.lanes[class.index()];
         if lane.staging.chunk_len().1 == 0 {
             return;
         }
-        if lane.staging.len() >= self.limits.block_target_bytes / 2 {
+        if lane.staging.len() >= block_bytes / 2 {
             self.seal(now_us, class);
             return;
         }

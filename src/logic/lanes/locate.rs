@@ -1,6 +1,6 @@
 //! Where is my record? Answers for one sequence number, from what the lanes know now.
 
-use super::lane::{Send, UnderWay};
+use super::lane::{Position, Send, UnderWay};
 use super::{Disk, Lanes};
 use crate::ids::{BlockKey, Class, Epoch, VoidReason};
 
@@ -79,6 +79,12 @@ pub enum Step {
 }
 
 impl Lanes {
+    /// Place of the block a key names, if it is held.
+    pub(super) fn position_of(&self, key: BlockKey) -> Option<Position> {
+        let order = self.order_of(key.epoch)?;
+        self.lanes[key.lane.index()].blocks.contains_key(&(order, key.first_seq)).then_some((order, key.first_seq))
+    }
+
     /// Where the record of this number is.
     pub fn locate(&self, class: Class, epoch: Epoch, seq: u64) -> Place {
         let lane = &self.lanes[class.index()];

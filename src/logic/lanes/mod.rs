@@ -145,6 +145,8 @@ pub struct Lanes {
     limits: LanesLimits,
     /// How long what is handed over now will take to come, see [`Lanes::foresee`].
     ahead_us: u64,
+    /// Raw bytes at which a block is sealed now, see [`Lanes::block_bytes`].
+    block_bytes: usize,
     folding: worth::Folding,
     /// Order of epochs by age; the last is the present one.
     epochs: Vec<Epoch>,
@@ -260,6 +262,7 @@ impl Lanes {
         let mut lanes = Lanes {
             limits,
             ahead_us: 0,
+            block_bytes: limits.block_target_bytes,
             folding: worth::Folding::default(),
             epochs,
             lanes,
@@ -322,7 +325,7 @@ impl Lanes {
     pub fn push(&mut self, now_us: u64, class: Class, stream: u16, record: &NewRecord<'_>) -> u64 {
         let Lane { staging, policy, .. } = &self.lanes[class.index()];
         let spans_us = staging.born_us().map_or(0, |born_us| record.at_us.saturating_sub(born_us));
-        if staging.is_full_for(record.payload.len(), self.limits.block_target_bytes) || spans_us > policy.span_us_max() {
+        if staging.is_full_for(record.payload.len(), self.block_bytes(class)) || spans_us > policy.span_us_max() {
             self.seal(now_us, class);
         }
         let lane = &mut self.lanes[class.index()];
@@ -474,12 +477,6 @@ impl Lanes {
     /// Place of an epoch among those of which something may be held, by age.
     fn order_of(&self, epoch: Epoch) -> Option<u32> {
         self.epochs.iter().position(|&known| known == epoch).map(|order| order as u32)
-    }
-
-    /// Place of the block a key names, if it is held.
-    fn position_of(&self, key: BlockKey) -> Option<Position> {
-        let order = self.order_of(key.epoch)?;
-        self.lanes[key.lane.index()].blocks.contains_key(&(order, key.first_seq)).then_some((order, key.first_seq))
     }
 
     /// A block that [`Outgoing::Load`] or [`Lanes::relieve`] asked for; `None` if the disk has none such or it is damaged.

@@ -47,8 +47,9 @@ const LINGER_US: u64 = 10_000;
 /// (Nagle's rule): at hundreds a second each would take as much again for its own block and packet, on a link that is short of
 /// bytes.
 const CRITICAL_LINGER_US: u64 = 100_000;
-/// With so many bytes that the shell holds and QUIC has not yet taken no further block is handed over; each of the two
-/// critical streams has a limit of its own.
+/// With so many bytes that the shell holds and QUIC has not yet taken no further block is handed over; where blocks are
+/// smaller, for want of time, so is this, down to the other bound. Each of the two critical streams has a limit of its own.
+const UNWRITTEN_BYTES_MIN: u64 = 8 * 1024;
 const UNWRITTEN_BYTES_MAX: u64 = 32 * 1024;
 const UNWRITTEN_CRITICAL_BYTES_MAX: u64 = 16 * 1024;
 /// Critical records that are older than this do not hold up new ones, in microseconds.
@@ -103,12 +104,13 @@ impl Schedule {
         self.ready[class.index()].as_ref().map(|&(key, _)| key)
     }
 
-    fn has_room(&self, uplink: u8, flow: Flow) -> bool {
+    /// True while the shell holds less than `limit_bytes` of this uplink's streams; of a critical one, less than its own limit.
+    fn has_room(&self, uplink: u8, flow: Flow, limit_bytes: u64) -> bool {
         let Some(unwritten) = self.unwritten.get(usize::from(uplink)) else { return true };
         if flow.lane == Class::Critical {
             return unwritten[index(flow)] < UNWRITTEN_CRITICAL_BYTES_MAX;
         }
-        unwritten[2..].iter().sum::<u64>() < UNWRITTEN_BYTES_MAX
+        unwritten[2..].iter().sum::<u64>() < limit_bytes
     }
 
     fn take_turn(&mut self, flow: Flow, len: u64, share: u32) {
@@ -314,7 +316,7 @@ impl Lanes {
                 _ => LINGER_US,
             };
             let born_us = lane.staging.born_us()?;
-            let due_us = if lane.staging.len() >= self.limits.block_target_bytes { 0 } else { born_us + linger_us };
+            let due_us = if lane.staging.len() >= self.block_bytes(flow.lane) { 0 } else { born_us + linger_us };
             // What it will be when it is compressed.
             (lane.staging.len() as u64 / 4, due_us)
         };
@@ -325,8 +327,10 @@ impl Lanes {
     fn can_take(&self, uplink: u8, flow: Flow, len: u64, ways: &[Option<PerClass<u64>>]) -> bool {
         let Some(Some(credits)) = ways.get(usize::from(uplink)) else { return false };
         let (credit, under_way) = (credits[flow.lane.index()], self.lanes[flow.lane.index()].under_way_bytes(uplink));
+        let smaller = self.block_bytes as f64 / self.limits.block_target_bytes as f64;
+        let limit_bytes = ((UNWRITTEN_BYTES_MAX as f64 * smaller) as u64).max(UNWRITTEN_BYTES_MIN);
         // One block may exceed the credit if nothing else is under way, so that a large one cannot be stuck.
-        credit > 0 && self.schedule.has_room(uplink, flow) && (under_way == 0 || under_way + len <= credit)
+        credit > 0 && self.schedule.has_room(uplink, flow, limit_bytes) && (under_way == 0 || under_way + len <= credit)
     }
 
     fn serve(&mut self, now_us: u64, uplink: u8, flow: Flow, ways: &[Option<PerClass<u64>>], plan: &Plan) -> Option<Outgoing> {

@@ -936,3 +936,26 @@ fn what_thinned_blocks_take_is_learned() {
     let ratio = lanes.bytes_per_planned();
     assert!((1.02..3.0).contains(&ratio), "{ratio}");
 }
+
+#[test]
+fn blocks_are_small_where_the_uplink_is_slow_and_critical_ones_everywhere() {
+    let limits = LanesLimits { memory_bytes: 16 << 20, block_target_bytes: 128 << 10, ..LIMITS };
+    let mut lanes = Lanes::new(0, Epoch(9), [policy(Durability::Through); 4], limits, Found::default(), thinner());
+    let last_raw_kib = |lanes: &mut Lanes, class: Class| {
+        for at in 0..400 {
+            push(lanes, at, class, 1_000);
+        }
+        let (_, block) = lanes.lanes[class.index()].blocks.last_key_value().expect("400 kB are several blocks");
+        block.header.raw_len >> 10
+    };
+    assert_eq!((last_raw_kib(&mut lanes, Class::Critical), last_raw_kib(&mut lanes, Class::High)), (16, 128));
+    // What waits is to last 3 s at least, so a block takes half a second.
+    lanes.foresee(SECOND, &[0.0, 80_000.0], 3 * SECOND);
+    assert_eq!((last_raw_kib(&mut lanes, Class::Critical), last_raw_kib(&mut lanes, Class::High)), (16, 39));
+    lanes.foresee(SECOND, &[1_000.0], 3 * SECOND);
+    assert_eq!(last_raw_kib(&mut lanes, Class::High), 16, "smaller ones are not worth their heads");
+    lanes.foresee(SECOND, &[1e9], 3 * SECOND);
+    assert_eq!(last_raw_kib(&mut lanes, Class::High), 128);
+    lanes.foresee(SECOND, &[0.0], 3 * SECOND);
+    assert_eq!(last_raw_kib(&mut lanes, Class::High), 128, "nothing is known of the uplink");
+}
