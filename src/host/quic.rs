@@ -82,8 +82,9 @@ pub(crate) fn advice(err: &io::Error) -> &'static str {
 ///
 /// Measured through the emulated link at 5 Mbit/s, 80 ms and 0.5 % of random loss, which no queue causes:
 /// with a send window of one to two bandwidth-delay products, cubic carries 2.5 to 2.7 Mbit/s and bbr 3.8 to
-/// 4.4 at up to 100 ms of queue; with a window of 512 KiB, bbr fills the modem's queue (400 ms). So bbr is
-/// the better choice where the session bounds the send window, and only there.
+/// 4.4 at up to 100 ms of queue. With a window that follows twice the congestion window, as a box's session has
+/// it, cubic carries 2.3 and bbr 4.6, but bbr fills the modem's queue (433 ms) and loses as much as it carries.
+/// On 12 Mbit/s with 0.1 % of loss both carry the same, and bbr loses 13 times as many packets.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Congestion {

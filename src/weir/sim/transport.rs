@@ -5,8 +5,9 @@
 //! what is acknowledged is known a round trip later. Loss is not: the rate of a trace is what is left after it.
 //!
 //! The congestion window is twice the bandwidth-delay product, from the highest delivery rate of the last ten rounds and
-//! the lowest round trip, as BBR keeps it, and never more than the link's queue can hold beside what is on the way. The send
-//! window is what the box's shell makes of it: data in it that has not left is overtaken by streams above its own.
+//! the lowest round trip, as BBR is meant to keep it, and never more than the link's queue can hold beside what is on the way. quinn's
+//! controllers differ, see `src/ARCHITECTURE.md`. The send window is what the box's shell makes of it: data in it that has not left
+//! is overtaken by streams above its own.
 
 use std::collections::VecDeque;
 
