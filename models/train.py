@@ -37,6 +37,8 @@ RATE_HZ = 50
 WINDOW = 128  # 2.56 s: most of one repetition
 STEP = 64
 VERSION = "1"
+# What streams may ask for instead of a model.
+ANSWERS = {"classification": "activity", "anomaly": "wearing"}
 # Chosen by leaving one subject out of 1 to 7 (README.md); the test subjects 8 to 10 had no say.
 SMALL = dict(convs=[(8, 5, 2)], dropout=0.0, epochs=80, rate=1e-2, decay=1e-3, rotate=0.10, scale=0.10, seeds=range(1, 6))
 LARGE = dict(
@@ -296,6 +298,7 @@ def write_manifest(name, task, mean, std, output, thresholds):
         f'name = "{name}"',
         f'version = "{VERSION}"',
         f'task = "{task}"',
+        f'answers = "{ANSWERS[task]}"',
         f'file = "{name}.onnx"',
         f'sha256 = "{digest}"',
         "",

@@ -323,6 +323,9 @@ fn start_models(config: &Config, infer_tx: &mpsc::Sender<InferBatch>) -> Result<
         if let Some(err) = model.fallback() {
             tracing::info!(model = entry.name, %err, "running on the embedded engine");
         }
+        for advice in model.advice() {
+            tracing::warn!(model = entry.name, %advice, "model runs worse than it could");
+        }
         tracing::info!(model = entry.name, backend = ?model.backend(), "model is loaded");
         infos.push(ModelInfo::new(&entry.name, model.manifest()));
         let (infer_tx, index) = (infer_tx.clone(), workers.len());

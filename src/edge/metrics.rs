@@ -198,9 +198,18 @@ fn uplinks(status: &Status, out: &mut MetricsText) {
 }
 
 fn models(status: &Status, out: &mut MetricsText) {
-    let counters: [Each<ModelStatus, u64>; 4] = [
+    let counters: [Each<ModelStatus, u64>; 7] = [
         Each("weir_infer_windows_total", "Windows scored.", |m| m.rows),
         Each("weir_infer_errors_total", "Windows that failed.", |m| m.errors),
+        Each("weir_infer_non_finite_total", "Windows with a value that is not finite, which no model has seen.", |m| {
+            m.non_finite
+        }),
+        Each("weir_infer_state_resets_total", "States of devices dropped because of a gap or a failed window.", |m| {
+            m.state_resets
+        }),
+        Each("weir_infer_state_evicted_total", "States of devices dropped because there were too many devices.", |m| {
+            m.state_evicted
+        }),
         Each("weir_infer_refused_total", "Times that a window found the queue full; it waits and is tried again.", |m| {
             m.refused
         }),

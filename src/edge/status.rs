@@ -325,6 +325,18 @@ pub struct ModelStatus {
     pub rows: u64,
     /// Windows that failed.
     pub errors: u64,
+    /// Windows, of those, with a value that is not finite: the model has not seen them.
+    #[serde(default)]
+    pub non_finite: u64,
+    /// Devices whose state is kept.
+    #[serde(default)]
+    pub state_devices: u64,
+    /// States dropped because of a gap, a step back in time or a window that failed.
+    #[serde(default)]
+    pub state_resets: u64,
+    /// States dropped because there were too many devices.
+    #[serde(default)]
+    pub state_evicted: u64,
     /// Times that a window found the queue full; it waits and is tried again.
     pub refused: u64,
     /// Batches run.
@@ -647,6 +659,10 @@ fn model((name, stats): &(String, Stats)) -> ModelStatus {
         queued: stats.queued,
         rows: stats.rows,
         errors: stats.errors,
+        non_finite: stats.non_finite,
+        state_devices: stats.state.devices,
+        state_resets: stats.state.resets,
+        state_evicted: stats.state.evicted,
         refused: stats.refused,
         batches: stats.batches,
         batch_us_total: stats.batch_us_total,

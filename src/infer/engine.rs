@@ -4,16 +4,20 @@ use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
 
+use crate::graph::{Graph, Operator};
 use crate::library::{LibraryError, RuntimeLibrary};
 use crate::manifest::{Manifest, ManifestError};
+use crate::state::StateShape;
 
 #[cfg(feature = "rten")]
 mod embedded;
 #[cfg(feature = "ort")]
 mod native;
+#[cfg(any(feature = "ort", feature = "rten"))]
+mod shape;
 
 /// Which engine runs a model.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Deserialize, serde::Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Backend {
     /// `Ort` if its library is found and loads, else `Rten`.
@@ -87,6 +91,14 @@ pub enum LoadError {
         message: String,
         /// What to do.
         hint: &'static str,
+    },
+    /// The engine has not all of the operators.
+    #[error("{backend} has no {}: {}", listed(lacking), operators_fix(*backend, lacking))]
+    Operators {
+        /// The engine.
+        backend: Backend,
+        /// Those that it has not.
+        lacking: Vec<Operator>,
     },
     /// The ONNX file declares something else than the manifest.
     #[error("the manifest and the ONNX file disagree: {0}")]
@@ -170,19 +182,46 @@ impl Engine {
         }
     }
 
-    /// Scores `rows` windows. `input` is `f32[rows, channels, window]`, row-major, standardised and finite; `output` is
-    /// cleared and becomes `f32[rows, width]`.
+    /// Scores `rows` windows. `input` is `f32[rows, channels, window]` or as the manifest's layout has it, row-major,
+    /// standardised and finite; `states` holds each tensor of [`Engine::states`], and is replaced by what the model gives
+    /// for it; `output` is cleared and becomes `f32[rows, width]`.
     ///
     /// # Errors
     /// `Engine` for the engine's own failures, `AnswerShape` if the model returns another number of values.
-    pub fn run(&mut self, input: &[f32], rows: usize, output: &mut Vec<f32>) -> Result<(), RunError> {
+    pub(crate) fn run(
+        &mut self,
+        input: &[f32],
+        rows: usize,
+        states: &mut [Vec<f32>],
+        output: &mut Vec<f32>,
+    ) -> Result<(), RunError> {
         output.clear();
         match *self {
             #[cfg(feature = "ort")]
-            Self::Ort(ref mut session) => session.run(input, rows, output),
+            Self::Ort(ref mut session) => session.run(input, rows, states, output),
             #[cfg(feature = "rten")]
-            Self::Rten(ref session) => session.run(input, rows, output),
+            Self::Rten(ref session) => session.run(input, rows, states, output),
         }
+    }
+
+    /// The tensors of state that go in and come out with each run; none for most models.
+    pub(crate) fn states(&self) -> &[StateShape] {
+        match *self {
+            #[cfg(feature = "ort")]
+            Self::Ort(ref session) => session.states(),
+            #[cfg(feature = "rten")]
+            Self::Rten(ref session) => session.states(),
+        }
+    }
+
+    /// The operators of a graph that an engine has not, asked of the engine where it can be asked.
+    pub fn lacking(backend: Backend, graph: &Graph) -> Vec<Operator> {
+        let lacks = |operator: &&Operator| match backend {
+            #[cfg(feature = "rten")]
+            Backend::Rten => embedded::lacks(operator),
+            _ => !ORT_DOMAINS.contains(&operator.domain.as_str()),
+        };
+        graph.operators.keys().filter(lacks).cloned().collect()
     }
 
     /// Where [`Engine::run`] is cheapest: `rten` pays 70 us a run when entered from outside its pool.
@@ -276,96 +315,24 @@ impl FromStr for Backend {
     }
 }
 
-/// How the model wants a batch: the declared input has three dimensions or two.
-#[cfg(any(feature = "ort", feature = "rten"))]
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Layout {
-    Windows { channels: usize, window: usize },
-    Flat { values: usize },
+fn listed(operators: &[Operator]) -> String {
+    operators.iter().map(Operator::to_string).collect::<Vec<_>>().join(", ")
 }
 
-#[cfg(any(feature = "ort", feature = "rten"))]
-impl Layout {
-    fn dims(self, rows: usize) -> Vec<usize> {
-        match self {
-            Self::Windows { channels, window } => vec![rows, channels, window],
-            Self::Flat { values } => vec![rows, values],
+/// What to do about operators that an engine has not.
+pub(crate) fn operators_fix(backend: Backend, lacking: &[Operator]) -> &'static str {
+    let converts = |operator: &Operator| operator.is_ml() && CONVERTED.contains(&operator.name.as_str());
+    match backend {
+        Backend::Rten if lacking.iter().all(converts) => {
+            "rewrite the model as tensor operators with models/trees_to_tensors.py, or install the library that has them with \
+             `weir runtime fetch` and use backend = \"ort\""
         }
+        Backend::Rten => "install the library that has them with `weir runtime fetch` and use backend = \"ort\"",
+        Backend::Ort | Backend::Auto => "export the model without operators of others' making",
     }
 }
 
-/// What a graph declares about one input or output; `None` is a dynamic dimension.
-#[cfg(any(feature = "ort", feature = "rten"))]
-struct Declared<'a> {
-    name: &'a str,
-    is_f32: bool,
-    dims: Option<Vec<Option<usize>>>,
-}
-
-/// Compares a graph's inputs and outputs with the manifest's.
-#[cfg(any(feature = "ort", feature = "rten"))]
-fn check(manifest: &Manifest, inputs: &[Declared], outputs: &[Declared]) -> Result<Layout, LoadError> {
-    let wanted = &manifest.input.name;
-    let input = named("input", wanted, inputs)?;
-    if inputs.len() > 1 {
-        return mismatch(format!("the graph has {} inputs ({}), Weir feeds one", inputs.len(), names(inputs)));
-    }
-    if !input.is_f32 {
-        return mismatch(format!("input \"{wanted}\" is not f32; export the model with 32-bit float input"));
-    }
-    let (channels, window) = (manifest.input.channels.len(), manifest.input.window);
-    let values = channels * window;
-    let fits = |dim: &Option<usize>, size: usize| dim.is_none_or(|dim| dim == size);
-    let layout = match input.dims.as_deref() {
-        Some([None, c, w]) if fits(c, channels) && fits(w, window) => Layout::Windows { channels, window },
-        Some([None, v]) if fits(v, values) => Layout::Flat { values },
-        Some([Some(batch), ..]) => {
-            return mismatch(format!(
-                "input \"{wanted}\" has a fixed batch of {batch}; export the model with a dynamic batch dimension"
-            ));
-        }
-        Some(dims) => {
-            let found = shape(dims);
-            return mismatch(format!(
-                "input \"{wanted}\" is {found}, the manifest says [batch, {channels}, {window}] or [batch, {values}]"
-            ));
-        }
-        None => return mismatch(format!("input \"{wanted}\" declares no shape; export the model with one")),
-    };
-    let (wanted, width) = (&manifest.output.name, manifest.output_width());
-    let output = named("output", wanted, outputs)?;
-    if !output.is_f32 {
-        return mismatch(format!("output \"{wanted}\" is not an f32 tensor; name the output that is (of {})", names(outputs)));
-    }
-    match output.dims.as_deref() {
-        None => {} // not every exporter says; the trial run does
-        Some([_, w]) if fits(w, width) => {}
-        Some([_]) if width == 1 => {}
-        Some(dims) => {
-            return mismatch(format!("output \"{wanted}\" is {}, the manifest's labels make it [batch, {width}]", shape(dims)));
-        }
-    }
-    Ok(layout)
-}
-
-#[cfg(any(feature = "ort", feature = "rten"))]
-fn named<'d, 'a>(kind: &str, wanted: &str, all: &'d [Declared<'a>]) -> Result<&'d Declared<'a>, LoadError> {
-    let found = all.iter().find(|declared| declared.name == wanted);
-    found.ok_or_else(|| LoadError::Mismatch(format!("no {kind} is called \"{wanted}\"; the graph has {}", names(all))))
-}
-
-#[cfg(any(feature = "ort", feature = "rten"))]
-fn mismatch<T>(text: String) -> Result<T, LoadError> {
-    Err(LoadError::Mismatch(text))
-}
-
-#[cfg(any(feature = "ort", feature = "rten"))]
-fn names(all: &[Declared]) -> String {
-    all.iter().map(|declared| format!("\"{}\"", declared.name)).collect::<Vec<_>>().join(", ")
-}
-
-#[cfg(any(feature = "ort", feature = "rten"))]
-fn shape(dims: &[Option<usize>]) -> String {
-    let shown = dims.iter().map(|dim| dim.map_or("?".to_owned(), |dim| dim.to_string()));
-    format!("[{}]", shown.collect::<Vec<_>>().join(", "))
-}
+/// Operators of `ai.onnx.ml` that models/trees_to_tensors.py rewrites.
+const CONVERTED: [&str; 5] = ["TreeEnsembleClassifier", "TreeEnsembleRegressor", "Scaler", "FeatureVectorizer", "ZipMap"];
+/// Those whose operators ONNX Runtime's released libraries have.
+const ORT_DOMAINS: [&str; 4] = ["", "ai.onnx.ml", "com.microsoft", "ai.onnx.preview.training"];

@@ -17,15 +17,21 @@
 #![cfg_attr(not(any(feature = "ort", feature = "rten")), allow(unused_variables, unreachable_code))]
 
 mod engine;
+mod golden;
+mod graph;
 mod library;
 mod manifest;
 mod model;
 mod runtime;
+mod state;
 mod worker;
 
 pub use engine::{Backend, BackendUnknown, Engine, LoadError, RunError};
+pub use golden::{Golden, GoldenCase, GoldenError, GoldenMismatch};
+pub use graph::{Advice, Graph, Operator, Port};
 pub use library::{LibraryError, RuntimeLibrary, disable_telemetry_env};
-pub use manifest::{Input, Manifest, ManifestError, Output, Problem, Standardise, Task, Thresholds};
-pub use model::{Answer, Model, Verdict};
+pub use manifest::{Input, InputLayout, Manifest, ManifestError, Output, Problem, Score, Standardise, State, Task, Thresholds};
+pub use model::{Answer, Model, Row, Verdict};
 pub use runtime::{FetchError, LIBRARY_VERSION, Target, fetch};
+pub use state::{Origin, StateCounts};
 pub use worker::{Outcome, Refused, RefusedReason, Request, Stats, Worker, WorkerOptions};

@@ -24,6 +24,8 @@ pub struct Manifest {
     pub version: String,
     /// What the outputs mean.
     pub task: Task,
+    /// What it answers, such as `activity`: streams may name this instead of the model.
+    pub answers: Option<String>,
     /// The ONNX file, resolved against the manifest's folder.
     pub file: PathBuf,
     /// SHA-256 of the ONNX file.
@@ -36,6 +38,8 @@ pub struct Manifest {
     pub output: Output,
     /// Where decisions change.
     pub thresholds: Thresholds,
+    /// What a recurrent model carries from window to window; `None` for all others.
+    pub state: Option<State>,
 }
 
 /// What the outputs of a model mean.
@@ -49,7 +53,8 @@ pub enum Task {
     Regression,
 }
 
-/// The model's input: `f32[batch, channels, window]`, or `f32[batch, channels * window]` if it declares two dimensions.
+/// The model's input: `f32[batch, channels, window]` or, time first, `f32[batch, window, channels]`; with the two behind
+/// the batch in one if it declares two dimensions.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Input {
     /// Name of the input in the ONNX graph.
@@ -60,6 +65,18 @@ pub struct Input {
     pub window: usize,
     /// Samples a second that the model was trained at.
     pub rate_hz: f64,
+    /// In which order the model takes a window's values; a raw window is channel after channel all the same.
+    pub layout: InputLayout,
+}
+
+/// The order of a window's values in a model's input.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum InputLayout {
+    /// `[channels, window]`: convolutions.
+    #[default]
+    ChannelsFirst,
+    /// `[window, channels]`: recurrent layers that were trained with the batch first.
+    TimeFirst,
 }
 
 /// `(value - mean) / std`, per channel.
@@ -78,6 +95,32 @@ pub struct Output {
     pub name: String,
     /// Classes; for an anomaly task none or two (normal, anomalous); for regression the values' names, or none for one value.
     pub labels: Vec<String>,
+    /// What of the output is the score.
+    pub score: Score,
+}
+
+/// What of an output is the score.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Score {
+    /// The output itself.
+    #[default]
+    Output,
+    /// An autoencoder's: the output is of the input's shape, and the score is the mean of the squared differences between
+    /// it and the standardised input.
+    ReconstructionError,
+}
+
+/// What a recurrent model carries from a device's window to its next one. It starts as zeros.
+///
+/// Each tensor has exactly one dynamic dimension, the batch, wherever it stands: `f32[layers, batch, hidden]`, for example.
+#[derive(Debug, Clone, PartialEq)]
+pub struct State {
+    /// Names of the graph's inputs that take the state.
+    pub inputs: Vec<String>,
+    /// Names of the outputs that give the next one, in the same order.
+    pub outputs: Vec<String>,
+    /// Time between the last sample of a window and the first of the next above which the state is dropped.
+    pub gap_max_us: i64,
 }
 
 /// Where decisions change. All optional but `anomaly_score`, which an anomaly task must have.
@@ -166,6 +209,14 @@ impl Manifest {
         }
     }
 
+    /// Values that the graph gives for one window: an autoencoder gives a window, of which one score is made.
+    pub(crate) fn graph_width(&self) -> usize {
+        match self.output.score {
+            Score::Output => self.output_width(),
+            Score::ReconstructionError => self.row_len(),
+        }
+    }
+
     /// The ONNX file's bytes, after its size and checksum have been checked.
     ///
     /// # Errors
@@ -195,15 +246,29 @@ impl Manifest {
         }
         let start = rows.len();
         let statistics = self.standardise.mean.iter().zip(&self.standardise.std);
-        for (channel, (mean, std)) in window.chunks_exact(self.input.window).zip(statistics) {
-            rows.extend(channel.iter().map(|value| (value - mean) / std));
+        let channels = window.chunks_exact(self.input.window).zip(statistics);
+        match self.input.layout {
+            InputLayout::ChannelsFirst => {
+                for (channel, (mean, std)) in channels {
+                    rows.extend(channel.iter().map(|value| (value - mean) / std));
+                }
+            }
+            InputLayout::TimeFirst => {
+                let width = self.input.channels.len();
+                rows.resize(start + self.row_len(), 0.0);
+                for (at, (channel, (mean, std))) in channels.enumerate() {
+                    let places = rows[start + at..].iter_mut().step_by(width);
+                    places.zip(channel).for_each(|(place, value)| *place = (value - mean) / std);
+                }
+            }
         }
         if let Some(index) = rows[start..].iter().position(|value| !value.is_finite()) {
             rows.truncate(start);
-            return Err(RunError::NonFinite {
-                channel: self.input.channels[index / self.input.window].clone(),
-                sample: index % self.input.window,
-            });
+            let (channel, sample) = match self.input.layout {
+                InputLayout::ChannelsFirst => (index / self.input.window, index % self.input.window),
+                InputLayout::TimeFirst => (index % self.input.channels.len(), index / self.input.channels.len()),
+            };
+            return Err(RunError::NonFinite { channel: self.input.channels[channel].clone(), sample });
         }
         Ok(())
     }

@@ -1,10 +1,13 @@
 //! A manifest and an engine that agree: what scores windows.
 
+use std::collections::HashSet;
 use std::path::Path;
 
 use crate::engine::{Backend, Engine, Home, LoadError, RunError};
+use crate::graph::{Advice, Graph};
 use crate::library::{LibraryError, RuntimeLibrary};
-use crate::manifest::{Manifest, Task};
+use crate::manifest::{Manifest, Score, Task};
+use crate::state::{Origin, StateCounts, States};
 
 /// A model that has passed its checks and a trial run. Uses one thread, the caller's; blocks while it runs.
 #[derive(Debug)]
@@ -12,8 +15,21 @@ pub struct Model {
     manifest: Manifest,
     engine: Engine,
     fallback: Option<LibraryError>,
+    advice: Vec<Advice>,
     input: Vec<f32>,
     output: Vec<f32>,
+    /// Of the devices, if it is recurrent, and the tensors of a batch.
+    states: Option<States>,
+    tensors: Vec<Vec<f32>>,
+}
+
+/// A window to score.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Row<'a> {
+    /// `f32[channels, window]`, raw.
+    pub window: &'a [f32],
+    /// Whose it is, for a recurrent model; without it the model starts from zeros and nothing is kept.
+    pub origin: Option<Origin>,
 }
 
 /// What a model says about one window.
@@ -21,7 +37,7 @@ pub struct Model {
 pub struct Answer {
     /// What it means by the manifest.
     pub verdict: Verdict,
-    /// What the model returned, `f32[width]`.
+    /// What the model returned, `f32[width]`; of an autoencoder the score that was made of it.
     pub outputs: Vec<f32>,
 }
 
@@ -59,8 +75,12 @@ impl Model {
         backend: Backend,
         library: &RuntimeLibrary,
     ) -> Result<Self, LoadError> {
+        let advice = Graph::read(&bytes).map(|graph| graph.advice()).unwrap_or_default();
         let (engine, fallback) = Engine::load(&manifest, bytes, backend, library)?;
-        let mut model = Self { manifest, engine, fallback, input: Vec::new(), output: Vec::new() };
+        let states = manifest.state.as_ref().map(|state| States::new(state.gap_max_us, STATE_DEVICES_LIMIT));
+        let tensors = vec![Vec::new(); engine.states().len()];
+        let (input, output) = (Vec::new(), Vec::new());
+        let mut model = Self { manifest, engine, fallback, advice, input, output, states, tensors };
         for rows in [1, 2] {
             model.trial(rows).map_err(|error| LoadError::Trial { rows, error })?;
         }
@@ -82,26 +102,122 @@ impl Model {
         self.fallback.as_ref()
     }
 
-    /// Scores raw windows (see [`Manifest`] for their layout) in one batch. One answer or error a window, in order; a bad
-    /// window does not spoil its neighbours.
+    /// What is to be said of the export: worth a line in the log.
+    pub fn advice(&self) -> &[Advice] {
+        &self.advice
+    }
+
+    /// Keeps the state of at most so many devices; only for recurrent models.
+    pub fn limit_devices(&mut self, devices: usize) {
+        self.states.iter_mut().for_each(|states| states.limit(devices));
+    }
+
+    /// Drops the state of a device.
+    pub fn forget(&mut self, device: u64) {
+        self.states.iter_mut().for_each(|states| states.drop_of(device));
+    }
+
+    /// What was kept and dropped of state.
+    pub fn state_counts(&self) -> StateCounts {
+        self.states.as_ref().map(States::counts).unwrap_or_default()
+    }
+
+    /// Scores raw windows (see [`Manifest`] for their layout), each from no state. See [`Model::score_rows`].
     pub fn score(&mut self, windows: &[&[f32]]) -> Vec<Result<Answer, RunError>> {
-        self.input.clear();
-        let taken: Vec<_> = windows.iter().map(|window| self.manifest.standardise_into(window, &mut self.input)).collect();
-        let rows = taken.iter().filter(|taken| taken.is_ok()).count();
-        let ran = if rows == 0 { Ok(()) } else { self.engine.run(&self.input, rows, &mut self.output) };
-        let width = self.manifest.output_width();
-        let mut outputs = self.output.chunks_exact(width);
-        let mut answer = |taken: Result<(), RunError>| {
-            taken?;
-            ran.clone()?;
-            let expected = rows * width;
-            let outputs = outputs.next().ok_or(RunError::AnswerShape { found: self.output.len(), expected, rows })?;
-            if outputs.iter().any(|value| !value.is_finite()) {
-                return Err(RunError::AnswerNonFinite);
+        let rows: Vec<Row<'_>> = windows.iter().map(|window| Row { window, origin: None }).collect();
+        self.score_rows(&rows)
+    }
+
+    /// Scores raw windows in one batch; of a recurrent model in as many as a device has windows among them. One answer or
+    /// error a window, in order; a bad window does not spoil its neighbours.
+    pub fn score_rows(&mut self, rows: &[Row<'_>]) -> Vec<Result<Answer, RunError>> {
+        if self.states.is_none() {
+            let rows: Vec<&Row<'_>> = rows.iter().collect();
+            return self.batch(&rows);
+        }
+        let mut answers: Vec<Option<Result<Answer, RunError>>> = rows.iter().map(|_| None).collect();
+        let mut left: Vec<usize> = (0..rows.len()).collect();
+        while !left.is_empty() {
+            let mut devices = HashSet::new();
+            let is_first = |at: &usize| rows[*at].origin.is_none_or(|origin| devices.insert(origin.device));
+            let (now, later): (Vec<usize>, Vec<usize>) = left.into_iter().partition(is_first);
+            let batch: Vec<&Row<'_>> = now.iter().map(|at| &rows[*at]).collect();
+            for (at, answer) in now.into_iter().zip(self.batch(&batch)) {
+                answers[at] = Some(answer);
             }
-            Ok(Answer { verdict: self.manifest.verdict(outputs), outputs: outputs.to_vec() })
+            left = later;
+        }
+        answers.into_iter().flatten().collect()
+    }
+
+    /// Runs the engine once. No device may have two windows in `rows`.
+    fn batch(&mut self, rows: &[&Row<'_>]) -> Vec<Result<Answer, RunError>> {
+        self.input.clear();
+        let taken: Vec<_> = rows.iter().map(|row| self.manifest.standardise_into(row.window, &mut self.input)).collect();
+        let good: Vec<&Row<'_>> = rows.iter().zip(&taken).filter(|(_, taken)| taken.is_ok()).map(|(row, _)| *row).collect();
+        self.fill_states(&good);
+        let ran = match good.len() {
+            0 => Ok(()),
+            count => self.engine.run(&self.input, count, &mut self.tensors, &mut self.output),
         };
-        taken.into_iter().map(&mut answer).collect()
+        let mut at = 0;
+        let mut answers = Vec::with_capacity(rows.len());
+        for (row, taken) in rows.iter().zip(taken) {
+            let answer = taken.and_then(|()| {
+                at += 1;
+                ran.clone()?;
+                self.answer(row, (at - 1, good.len()))
+            });
+            if let (Some(states), Some(origin), Err(_)) = (&mut self.states, &row.origin, &answer) {
+                states.drop_of(origin.device);
+            }
+            answers.push(answer);
+        }
+        answers
+    }
+
+    /// Puts the state of each row's device into the tensors of a batch.
+    fn fill_states(&mut self, rows: &[&Row<'_>]) {
+        let Some(states) = &mut self.states else { return };
+        for (shape, tensor) in self.engine.states().iter().zip(&mut self.tensors) {
+            tensor.clear();
+            tensor.resize(rows.len() * shape.len(), 0.0);
+        }
+        for (at, row) in rows.iter().enumerate() {
+            let Some(mut values) = row.origin.as_ref().and_then(|origin| states.of(origin)) else { continue };
+            for (shape, tensor) in self.engine.states().iter().zip(&mut self.tensors) {
+                let (own, others) = values.split_at(shape.len());
+                shape.put(tensor, (at, rows.len()), own);
+                values = others;
+            }
+        }
+    }
+
+    /// The answer of the batch's row, whose new state is kept.
+    fn answer(&mut self, row: &Row<'_>, (at, rows): (usize, usize)) -> Result<Answer, RunError> {
+        let width = self.manifest.graph_width();
+        let short = RunError::AnswerShape { found: self.output.len(), expected: rows * width, rows };
+        let outputs = self.output.get(at * width..(at + 1) * width).ok_or(short)?;
+        let outputs = match self.manifest.output.score {
+            Score::Output => outputs.to_vec(),
+            Score::ReconstructionError => vec![mean_squared_error(&self.input[at * width..(at + 1) * width], outputs)],
+        };
+        let mut state = Vec::new();
+        for (shape, tensor) in self.engine.states().iter().zip(&self.tensors) {
+            shape.take(tensor, (at, rows), &mut state);
+        }
+        if outputs.iter().chain(&state).any(|value| !value.is_finite()) {
+            return Err(RunError::AnswerNonFinite);
+        }
+        if let (Some(states), Some(origin)) = (&mut self.states, &row.origin) {
+            states.keep(origin, state);
+        }
+        Ok(Answer { verdict: self.manifest.verdict(&outputs), outputs })
+    }
+
+    /// Lets `work` run where the engine is cheapest to run, and returns when it has ended.
+    pub fn at_home<R: Send>(&mut self, work: impl FnOnce(&mut Model) -> R + Send) -> R {
+        self.home().run(|| work(self))
     }
 
     pub(crate) fn home(&self) -> Home {
@@ -112,7 +228,11 @@ impl Model {
     fn trial(&mut self, rows: usize) -> Result<(), RunError> {
         self.input.clear();
         self.input.resize(rows * self.manifest.row_len(), 0.0);
-        self.engine.run(&self.input, rows, &mut self.output)
+        for (shape, tensor) in self.engine.states().iter().zip(&mut self.tensors) {
+            tensor.clear();
+            tensor.resize(rows * shape.len(), 0.0);
+        }
+        self.engine.run(&self.input, rows, &mut self.tensors, &mut self.output)
     }
 }
 
@@ -148,6 +268,14 @@ impl Manifest {
         self.output.labels.get(verdict.label?).map(String::as_str)
     }
 }
+
+fn mean_squared_error(of: &[f32], made: &[f32]) -> f32 {
+    let sum: f32 = of.iter().zip(made).map(|(of, made)| (of - made) * (of - made)).sum();
+    sum / of.len() as f32
+}
+
+/// Devices whose state is kept unless another limit is set: as many as a box knows by default.
+pub(crate) const STATE_DEVICES_LIMIT: usize = 8_192;
 
 #[cfg(test)]
 mod tests {

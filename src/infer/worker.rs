@@ -13,7 +13,8 @@ use std::time::Instant;
 
 use crate::engine::RunError;
 use crate::manifest::Manifest;
-use crate::model::{Answer, Model};
+use crate::model::{Answer, Model, Row, STATE_DEVICES_LIMIT};
+use crate::state::{Origin, StateCounts};
 
 /// A window to score. Its values are raw: the worker standardises them as the manifest says.
 #[derive(Debug, Clone, PartialEq)]
@@ -22,6 +23,8 @@ pub struct Request {
     pub id: u64,
     /// `f32[channels, window]`, row-major.
     pub window: Vec<f32>,
+    /// Whose it is: a recurrent model then starts from what it kept of that device.
+    pub origin: Option<Origin>,
 }
 
 /// What became of a request.
@@ -61,6 +64,8 @@ pub struct WorkerOptions {
     pub queue_rows_limit: usize,
     /// Rows run at once; at least 1.
     pub batch_rows_limit: usize,
+    /// Devices whose state a recurrent model keeps; at least 1.
+    pub state_devices_limit: usize,
 }
 
 /// What a worker has done since it started.
@@ -72,6 +77,8 @@ pub struct Stats {
     pub rows: u64,
     /// Windows that got an error.
     pub errors: u64,
+    /// Windows, of those, that were NaN or infinite somewhere: the model has not seen them.
+    pub non_finite: u64,
     /// Requests returned because the queue was full.
     pub refused: u64,
     /// Batches run.
@@ -80,6 +87,8 @@ pub struct Stats {
     pub batch_us_total: u64,
     /// Time in the model, of the slowest batch.
     pub batch_us_max: u64,
+    /// State of a recurrent model.
+    pub state: StateCounts,
 }
 
 /// A model on a thread of its own. Dropping it lets what is queued finish, unwatched; [`Worker::stop`] waits.
@@ -96,11 +105,12 @@ impl Worker {
     ///
     /// # Errors
     /// The system's, if it gives no thread.
-    pub fn start(model: Model, options: WorkerOptions, sink: Box<dyn FnMut(Vec<Outcome>) + Send>) -> std::io::Result<Self> {
+    pub fn start(mut model: Model, options: WorkerOptions, sink: Box<dyn FnMut(Vec<Outcome>) + Send>) -> std::io::Result<Self> {
         let (requests, queue) = sync_channel(options.queue_rows_limit.max(1));
         let counters = Arc::new(Counters::default());
         let manifest = model.manifest().clone();
         let home = model.home();
+        model.limit_devices(options.state_devices_limit);
         let mut service = Service { model, queue, sink, counters: Arc::clone(&counters) };
         let batch_rows_limit = options.batch_rows_limit.max(1);
         let name = format!("infer-{}", manifest.name);
@@ -149,7 +159,7 @@ impl Worker {
 impl Default for WorkerOptions {
     /// A queue of 8 batches of 32: past 32 rows a batch costs as much a row as before.
     fn default() -> Self {
-        Self { queue_rows_limit: 256, batch_rows_limit: 32 }
+        Self { queue_rows_limit: 256, batch_rows_limit: 32, state_devices_limit: STATE_DEVICES_LIMIT }
     }
 }
 
@@ -188,9 +198,10 @@ impl Service {
 
     fn score(&mut self, batch: Vec<Request>) -> Vec<Outcome> {
         let start = Instant::now();
-        let windows: Vec<&[f32]> = batch.iter().map(|request| request.window.as_slice()).collect();
-        let results = self.model.score(&windows);
+        let rows: Vec<Row<'_>> = batch.iter().map(|request| Row { window: &request.window, origin: request.origin }).collect();
+        let results = self.model.score_rows(&rows);
         self.counters.batch(&results, start.elapsed().as_micros() as u64);
+        self.counters.state(&self.model.state_counts());
         let outcome = |(request, result): (Request, _)| Outcome { id: request.id, window: request.window, result };
         batch.into_iter().zip(results).map(outcome).collect()
     }
@@ -201,10 +212,14 @@ struct Counters {
     queued: AtomicU64,
     rows: AtomicU64,
     errors: AtomicU64,
+    non_finite: AtomicU64,
     refused: AtomicU64,
     batches: AtomicU64,
     batch_us_total: AtomicU64,
     batch_us_max: AtomicU64,
+    state_devices: AtomicU64,
+    state_resets: AtomicU64,
+    state_evicted: AtomicU64,
 }
 
 impl Counters {
@@ -212,9 +227,17 @@ impl Counters {
         let errors = results.iter().filter(|result| result.is_err()).count();
         self.rows.fetch_add((results.len() - errors) as u64, Ordering::Relaxed);
         self.errors.fetch_add(errors as u64, Ordering::Relaxed);
+        let non_finite = results.iter().filter(|result| matches!(result, Err(RunError::NonFinite { .. }))).count();
+        self.non_finite.fetch_add(non_finite as u64, Ordering::Relaxed);
         self.batches.fetch_add(1, Ordering::Relaxed);
         self.batch_us_total.fetch_add(us, Ordering::Relaxed);
         self.batch_us_max.fetch_max(us, Ordering::Relaxed);
+    }
+
+    fn state(&self, counts: &StateCounts) {
+        self.state_devices.store(counts.devices, Ordering::Relaxed);
+        self.state_resets.store(counts.resets, Ordering::Relaxed);
+        self.state_evicted.store(counts.evicted, Ordering::Relaxed);
     }
 
     fn read(&self) -> Stats {
@@ -223,10 +246,16 @@ impl Counters {
             queued: read(&self.queued),
             rows: read(&self.rows),
             errors: read(&self.errors),
+            non_finite: read(&self.non_finite),
             refused: read(&self.refused),
             batches: read(&self.batches),
             batch_us_total: read(&self.batch_us_total),
             batch_us_max: read(&self.batch_us_max),
+            state: StateCounts {
+                devices: read(&self.state_devices),
+                resets: read(&self.state_resets),
+                evicted: read(&self.state_evicted),
+            },
         }
     }
 }

@@ -28,6 +28,8 @@ pub struct ModelInfo {
     pub rate_hz: f64,
     /// Its labels; empty if it has none.
     pub labels: Vec<String>,
+    /// It carries state from a device's window to its next one.
+    pub recurrent: bool,
 }
 
 impl ModelInfo {
@@ -41,6 +43,7 @@ impl ModelInfo {
             window: manifest.input.window,
             rate_hz: manifest.input.rate_hz,
             labels: manifest.output.labels.clone(),
+            recurrent: manifest.state.is_some(),
         }
     }
 }
@@ -218,6 +221,12 @@ fn fits(stream: &Stream, model: &ModelInfo, decoder: &Decoder, window: Option<&W
     if let Some(window) = window.filter(|window| window.length() != model.window) {
         let message = format!("the window has {} samples, model `{name}` takes {}", window.length(), model.window);
         add("window.length", message, format!("write length = \"{} samples\"", model.window));
+    }
+    if let Some(window) = window.filter(|window| model.recurrent && window.step() < window.length()) {
+        let overlap = window.length() - window.step();
+        let message =
+            format!("windows share {overlap} samples, and model `{name}` goes on from one to the next: it sees them twice");
+        add("window.step", message, format!("write step = \"{} samples\", or leave it out", window.length()));
     }
     if let Some(rate_hz) = decoder.rate_hz().filter(|rate_hz| (rate_hz / model.rate_hz - 1.0).abs() > RATE_TOLERANCE) {
         let message = format!("the payload has {rate_hz} samples a second, model `{name}` was trained at {}", model.rate_hz);

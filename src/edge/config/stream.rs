@@ -93,11 +93,19 @@ pub struct Infer {
     pub queue_windows_max: usize,
     /// Windows that a model scores at once.
     pub batch_windows_max: usize,
+    /// Devices whose state a recurrent model keeps; the one that is silent longest is forgotten first.
+    pub state_devices_max: usize,
 }
 
 impl Default for Infer {
     fn default() -> Self {
-        Infer { backend: Backend::Auto, library: None, queue_windows_max: 256, batch_windows_max: 32 }
+        Infer {
+            backend: Backend::Auto,
+            library: None,
+            queue_windows_max: 256,
+            batch_windows_max: 32,
+            state_devices_max: 8_192,
+        }
     }
 }
 
@@ -109,6 +117,10 @@ impl Infer {
 
     /// The limits of each model's worker.
     pub fn worker_options(&self) -> WorkerOptions {
-        WorkerOptions { queue_rows_limit: self.queue_windows_max, batch_rows_limit: self.batch_windows_max }
+        WorkerOptions {
+            queue_rows_limit: self.queue_windows_max,
+            batch_rows_limit: self.batch_windows_max,
+            state_devices_limit: self.state_devices_max,
+        }
     }
 }

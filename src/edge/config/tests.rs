@@ -23,6 +23,7 @@ fn root() -> PathBuf {
 fn info(model: &str, channels: usize) -> ModelInfo {
     ModelInfo {
         model: model.to_owned(),
+        recurrent: false,
         name: "watch-small".into(),
         version: "1".into(),
         channels,

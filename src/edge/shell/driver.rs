@@ -11,7 +11,7 @@ use tokio::sync::{mpsc, watch};
 use weir_host::clock::{Clock, ClockMark};
 use weir_host::notify::Notify;
 use weir_host::shutdown::Shutdown;
-use weir_infer::{Outcome, RefusedReason, Request, Worker};
+use weir_infer::{Origin, Outcome, RefusedReason, Request, Worker};
 use weir_logic::budget::BudgetLevel;
 use weir_logic::gateway::{Event, Gateway, Input, Output};
 use weir_logic::health::PathStats;
@@ -271,7 +271,7 @@ impl Driver {
                 return;
             }
             let now = moment(&self.parts.clock);
-            let Request { id: job, window } = refused.request;
+            let Request { id: job, window, origin: _ } = refused.request;
             self.parts.gateway.handle(now, Input::Inferred(Scored { job, window, verdict: None }));
         }
     }
@@ -330,7 +330,8 @@ impl Driver {
                 Output::Authenticate { conn, username, password } => self.authenticate(conn, username, password),
                 Output::Infer(job) => {
                     let model = usize::from(job.model);
-                    self.waiting_infer[model].push_back(Request { id: job.job, window: job.window });
+                    let origin = Origin { device: job.source.into(), start_us: job.start_us, end_us: job.end_us };
+                    self.waiting_infer[model].push_back(Request { id: job.job, window: job.window, origin: Some(origin) });
                     self.submit(model);
                 }
                 Output::Commit(request) => {

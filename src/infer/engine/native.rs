@@ -5,48 +5,94 @@ use std::sync::{Mutex, PoisonError};
 
 use ort::environment::Environment;
 use ort::logging::LogLevel;
+use ort::session::SessionInputValue;
 use ort::session::builder::GraphOptimizationLevel;
 use ort::value::{Outlet, TensorElementType, TensorRef, ValueType};
 
-use super::{Backend, Declared, Layout, LoadError, RunError, check};
+use super::shape::{Declared, Shapes, check};
+use super::{Backend, Engine, LoadError, RunError};
+use crate::graph::Graph;
 use crate::library::{LibraryError, RuntimeLibrary, telemetry_disabled};
 use crate::manifest::Manifest;
+use crate::state::StateShape;
 
 /// A model in ONNX Runtime, on the caller's thread.
 pub struct Session {
     session: ort::session::Session,
-    input: String,
-    output: String,
-    layout: Layout,
-    width: usize,
+    /// The window's, then those of the state.
+    inputs: Vec<String>,
+    /// The answer's, then those of the state.
+    outputs: Vec<String>,
+    shapes: Shapes,
 }
 
 impl Session {
     pub(super) fn load(manifest: &Manifest, bytes: &[u8], library: &RuntimeLibrary) -> Result<Self, LoadError> {
         let environment = environment(&library.find()?)?;
-        let session = open(&environment, bytes).map_err(|message| LoadError::Refused {
-            backend: Backend::Ort,
-            message,
-            hint: "check that the file is a complete ONNX model of an opset this library knows",
-        })?;
+        let session = open(&environment, bytes).map_err(|message| refused(message, bytes))?;
         let inputs: Vec<_> = session.inputs().iter().map(declared).collect();
         let outputs: Vec<_> = session.outputs().iter().map(declared).collect();
-        let layout = check(manifest, &inputs, &outputs)?;
-        let (input, output) = (manifest.input.name.clone(), manifest.output.name.clone());
-        Ok(Self { session, input, output, layout, width: manifest.output_width() })
+        let shapes = check(manifest, &inputs, &outputs)?;
+        let mut inputs = vec![manifest.input.name.clone()];
+        let mut outputs = vec![manifest.output.name.clone()];
+        if let Some(state) = &manifest.state {
+            inputs.extend(state.inputs.iter().cloned());
+            outputs.extend(state.outputs.iter().cloned());
+        }
+        Ok(Self { session, inputs, outputs, shapes })
     }
 
-    pub(super) fn run(&mut self, input: &[f32], rows: usize, output: &mut Vec<f32>) -> Result<(), RunError> {
-        let dims = self.layout.dims(rows);
-        let tensor = TensorRef::from_array_view((dims.as_slice(), input)).map_err(failed)?;
-        let answers = self.session.run(ort::inputs![self.input.as_str() => tensor]).map_err(failed)?;
-        let missing = || RunError::AnswerShape { found: 0, expected: rows * self.width, rows };
-        let (_, values) = answers.get(&self.output).ok_or_else(missing)?.try_extract_tensor::<f32>().map_err(failed)?;
-        if values.len() != rows * self.width {
-            return Err(RunError::AnswerShape { found: values.len(), expected: rows * self.width, rows });
+    pub(super) fn run(
+        &mut self,
+        input: &[f32],
+        rows: usize,
+        states: &mut [Vec<f32>],
+        output: &mut Vec<f32>,
+    ) -> Result<(), RunError> {
+        let dims = self.shapes.input(rows);
+        let states_dims: Vec<Vec<usize>> = self.shapes.states.iter().map(|shape| shape.dims(rows)).collect();
+        let tensors = std::iter::once((&dims, input)).chain(states_dims.iter().zip(states.iter().map(Vec::as_slice)));
+        let mut given: Vec<(&str, SessionInputValue<'_>)> = Vec::with_capacity(self.inputs.len());
+        for (name, (dims, values)) in self.inputs.iter().zip(tensors) {
+            let tensor = TensorRef::from_array_view((dims.as_slice(), values)).map_err(failed)?;
+            given.push((name, tensor.into()));
         }
-        output.extend_from_slice(values);
+        let answers = self.session.run(given).map_err(failed)?;
+        let widths = std::iter::once(self.shapes.width).chain(self.shapes.states.iter().map(StateShape::len));
+        let mut read = Vec::with_capacity(self.outputs.len());
+        for (name, width) in self.outputs.iter().zip(widths) {
+            let expected = rows * width;
+            let missing = || RunError::AnswerShape { found: 0, expected, rows };
+            let (_, values) = answers.get(name).ok_or_else(missing)?.try_extract_tensor::<f32>().map_err(failed)?;
+            if values.len() != expected {
+                return Err(RunError::AnswerShape { found: values.len(), expected, rows });
+            }
+            read.push(values);
+        }
+        let mut read = read.into_iter();
+        output.extend_from_slice(read.next().unwrap_or_default());
+        for (state, values) in states.iter_mut().zip(read) {
+            state.clear();
+            state.extend_from_slice(values);
+        }
         Ok(())
+    }
+
+    pub(super) fn states(&self) -> &[StateShape] {
+        &self.shapes.states
+    }
+}
+
+/// Operators that no library has explain a refusal better than its own words do.
+fn refused(message: String, bytes: &[u8]) -> LoadError {
+    let lacking = Graph::read(bytes).map(|graph| Engine::lacking(Backend::Ort, &graph)).unwrap_or_default();
+    if !lacking.is_empty() {
+        return LoadError::Operators { backend: Backend::Ort, lacking };
+    }
+    LoadError::Refused {
+        backend: Backend::Ort,
+        message,
+        hint: "check that the file is a complete ONNX model of an opset this library knows",
     }
 }
 

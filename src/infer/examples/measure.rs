@@ -48,7 +48,7 @@ fn measure(name: &str, mut model: Model, load: Duration) -> Result<(), Box<dyn s
     let worker = Worker::start(model, WorkerOptions::default(), Box::new(drop))?;
     let start = Instant::now();
     for id in 0..WORKER_ROWS {
-        let mut request = Request { id, window: window.clone() };
+        let mut request = Request { id, window: window.clone(), origin: None };
         while let Err(refused) = worker.try_submit(request) {
             request = refused.request;
             std::thread::yield_now();

@@ -6,7 +6,7 @@ use std::path::{Component, Path};
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-use super::{Input, Manifest, Output, Problem, Standardise, Task, Thresholds};
+use super::{Input, InputLayout, Manifest, Output, Problem, Score, Standardise, State, Task, Thresholds};
 
 pub(super) fn manifest(text: &str, folder: &Path) -> Result<Manifest, Vec<Problem>> {
     let mut reader = Reader { text, problems: Vec::new() };
@@ -19,13 +19,18 @@ pub(super) fn manifest(text: &str, folder: &Path) -> Result<Manifest, Vec<Proble
         }
     };
     let root = Section { name: "", table: Some(&root) };
-    reader.known(&root, &["name", "version", "task", "file", "sha256", "input", "standardise", "output", "thresholds"]);
+    reader.known(
+        &root,
+        &["name", "version", "task", "answers", "file", "sha256", "input", "standardise", "output", "thresholds", "state"],
+    );
     let name = reader.text(&root, "name", "a short name such as \"pump-vibration\"");
-    let name = name.filter(|name| reader.name(&root, name));
+    let name = name.filter(|name| reader.name(&root, "name", name));
     let version = reader.text(&root, "version", "any text up to 64 bytes, such as \"1\"");
     let version = version
         .filter(|v| v.len() <= NAME_BYTES_MAX || reader.refuse(&root, "version", "is longer than 64 bytes", "shorten it"));
     let task = reader.task(&root);
+    let answers = root.find("answers").and_then(|_| reader.text(&root, "answers", "what it answers, such as \"activity\""));
+    let answers = answers.filter(|answers| reader.name(&root, "answers", answers));
     let file = reader.text(&root, "file", "the ONNX file's name, in the manifest's folder");
     let file = file.filter(|file| reader.file(&root, file));
     let sha256 = reader.checksum(&root);
@@ -34,17 +39,20 @@ pub(super) fn manifest(text: &str, folder: &Path) -> Result<Manifest, Vec<Proble
     let standardise = reader.standardise(&root, channels);
     let output = reader.output(&root, task);
     let thresholds = reader.thresholds(&root, task);
+    let state = reader.state(&root, input.as_ref());
     let made = (|| {
         Some(Manifest {
             name: name?,
             version: version?,
             task: task?,
+            answers,
             file: folder.join(file?),
             sha256: sha256?,
             input: input?,
             standardise: standardise?,
             output: output?,
             thresholds: thresholds?,
+            state: state?,
         })
     })();
     match made {
@@ -89,10 +97,10 @@ impl Reader<'_> {
         }
     }
 
-    fn name(&mut self, root: &Section, name: &str) -> bool {
+    fn name(&mut self, root: &Section, key: &str, name: &str) -> bool {
         let allowed = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b"-_.".contains(&b);
         let good = !name.is_empty() && name.len() <= NAME_BYTES_MAX && name.bytes().all(allowed);
-        good || self.refuse(root, "name", &format!("is {name:?}"), "use 1 to 64 lower-case letters, digits, '-', '_' and '.'")
+        good || self.refuse(root, key, &format!("is {name:?}"), "use 1 to 64 lower-case letters, digits, '-', '_' and '.'")
     }
 
     /// Only names below the manifest's folder: a manifest that came over the network must not point elsewhere.
@@ -127,7 +135,7 @@ impl Reader<'_> {
 
     fn input(&mut self, root: &Section) -> Option<Input> {
         let section = self.section(root, "input", true)?;
-        self.known(&section, &["name", "channels", "window", "rate_hz", "dtype"]);
+        self.known(&section, &["name", "channels", "window", "rate_hz", "dtype", "layout"]);
         let name = self.text(&section, "name", "the input's name in the ONNX graph");
         let channels = self.texts(&section, "channels", true, "a list such as [\"ax\", \"ay\", \"az\"]");
         let window = self.number(&section, "window", true, "the samples in a window, such as 128").flatten();
@@ -141,6 +149,10 @@ impl Reader<'_> {
                 "export the model with 32-bit float input; nothing else is supported",
             );
         }
+        let layout = match self.choice(&section, "layout", &["channels-first", "time-first"])? {
+            Some("time-first") => InputLayout::TimeFirst,
+            _ => InputLayout::ChannelsFirst,
+        };
         let (channels, window, rate_hz) = (channels?, window?, rate_hz?);
         if channels.is_empty() || channels.len() > CHANNELS_MAX {
             self.refuse(
@@ -171,7 +183,7 @@ impl Reader<'_> {
                 &format!("write a rate above 0 and up to {RATE_HZ_MAX}"),
             );
         }
-        Some(Input { name: name?, channels, window: window as usize, rate_hz })
+        Some(Input { name: name?, channels, window: window as usize, rate_hz, layout })
     }
 
     /// Without the section values pass as they are.
@@ -190,7 +202,7 @@ impl Reader<'_> {
 
     fn output(&mut self, root: &Section, task: Option<Task>) -> Option<Output> {
         let section = self.section(root, "output", true)?;
-        self.known(&section, &["name", "labels"]);
+        self.known(&section, &["name", "labels", "score"]);
         let name = self.text(&section, "name", "the output's name in the ONNX graph");
         let labels = self.texts(&section, "labels", task == Some(Task::Classification), "a list of the classes")?;
         let fits = match task {
@@ -205,7 +217,41 @@ impl Reader<'_> {
         if let Some(twice) = repeated(&labels) {
             self.refuse(&section, "labels", &format!("names {twice:?} twice"), "name each label once");
         }
-        Some(Output { name: name?, labels })
+        let score = match self.choice(&section, "score", &["output", "reconstruction-error"])? {
+            Some("reconstruction-error") => Score::ReconstructionError,
+            _ => Score::Output,
+        };
+        if score == Score::ReconstructionError && task.is_some_and(|task| task != Task::Anomaly) {
+            self.refuse(&section, "score", "is for anomaly models only", "write task = \"anomaly\", or remove it");
+        }
+        Some(Output { name: name?, labels, score })
+    }
+
+    /// The outer `None` is a mistake, the inner one the absence of the section.
+    #[allow(clippy::option_option)]
+    fn state(&mut self, root: &Section, input: Option<&Input>) -> Option<Option<State>> {
+        let Some(section) = self.section(root, "state", false) else {
+            return root.find("state").is_none().then_some(None);
+        };
+        self.known(&section, &["inputs", "outputs", "gap_max_s"]);
+        let inputs = self.texts(&section, "inputs", true, "the inputs that take the state, such as [\"h_in\"]")?;
+        let outputs = self.texts(&section, "outputs", true, "the outputs that give the next state, in the same order")?;
+        let gap_max_s = self.number(&section, "gap_max_s", false, "")?;
+        if inputs.is_empty() || inputs.len() > STATES_MAX || inputs.len() != outputs.len() {
+            let what = format!("has {} names for {} inputs", outputs.len(), inputs.len());
+            self.refuse(&section, "outputs", &what, &format!("name 1 to {STATES_MAX} inputs, and an output for each"));
+        }
+        for (key, names) in [("inputs", &inputs), ("outputs", &outputs)] {
+            if let Some(twice) = repeated(names) {
+                self.refuse(&section, key, &format!("names {twice:?} twice"), "name each once");
+            }
+        }
+        if gap_max_s.is_some_and(|gap| !(gap > 0.0 && gap <= GAP_S_MAX)) {
+            self.refuse(&section, "gap_max_s", "is out of range", &format!("write seconds above 0 and up to {GAP_S_MAX}"));
+        }
+        // As long as the windower's: ten samples, and at least a second.
+        let gap_s = gap_max_s.unwrap_or_else(|| input.map_or(1.0, |input| (10.0 / input.rate_hz).max(1.0)));
+        Some(Some(State { inputs, outputs, gap_max_us: (gap_s * 1e6) as i64 }))
     }
 
     fn thresholds(&mut self, root: &Section, task: Option<Task>) -> Option<Thresholds> {
@@ -269,6 +315,17 @@ impl Reader<'_> {
                 None
             }
         }
+    }
+
+    /// One of a few words. The outer `None` is a mistake, the inner one an absent key.
+    #[allow(clippy::option_option)]
+    fn choice(&mut self, section: &Section, key: &str, words: &[&'static str]) -> Option<Option<&'static str>> {
+        let Some((_, value)) = section.find(key) else { return Some(None) };
+        let found = value.as_str().and_then(|text| words.iter().find(|word| **word == text));
+        if found.is_none() {
+            self.refuse(section, key, "is none of the words known here", &format!("write one of: {}", words.join(", ")));
+        }
+        found.map(|word| Some(*word))
     }
 
     /// The outer `None` is a mistake, the inner one an absent key.
@@ -381,3 +438,7 @@ const WINDOW_MAX: f64 = 65_536.0;
 const ROW_VALUES_MAX: f64 = 262_144.0;
 const RATE_HZ_MAX: f64 = 1_000_000.0;
 const LABELS_MAX: usize = 4096;
+/// Layers that export their state each by itself have two tensors each.
+const STATES_MAX: usize = 16;
+/// A day: state that is older says nothing.
+const GAP_S_MAX: f64 = 86_400.0;

@@ -54,6 +54,38 @@ fn standardisation_is_per_channel_and_channel_major() {
 }
 
 #[test]
+fn a_model_that_takes_time_first_is_given_it_and_bad_values_keep_their_names() {
+    let manifest = parsed(&GOOD.replace("dtype = \"f32\"", "dtype = \"f32\"\nlayout = \"time-first\"")).unwrap();
+    let mut rows = vec![9.0];
+    manifest.standardise_into(&[1.0, 3.0, 5.0, 2.0, 3.0, 1.0], &mut rows).unwrap();
+    assert_eq!(rows, [9.0, 0.0, 0.0, 1.0, 2.0, 2.0, -2.0]);
+    let error = manifest.standardise_into(&[0.0, 0.0, 0.0, 0.0, f32::NAN, 0.0], &mut rows).unwrap_err();
+    assert_eq!(error, RunError::NonFinite { channel: "y".to_owned(), sample: 1 });
+    assert_eq!(rows.len(), 7);
+}
+
+#[test]
+fn state_is_read_and_its_gap_is_that_of_windows_unless_it_is_written() {
+    let with = |lines: &str| parsed(&format!("{GOOD}\n[state]\n{lines}"));
+    let names = "inputs = [\"h\", \"c\"]\noutputs = [\"h2\", \"c2\"]\n";
+    let state = with(names).unwrap().state.unwrap();
+    assert_eq!((state.inputs.len(), state.outputs[1].as_str(), state.gap_max_us), (2, "c2", 1_000_000));
+    assert_eq!(with(&format!("{names}gap_max_s = 0.5")).unwrap().state.unwrap().gap_max_us, 500_000);
+    assert_eq!(parsed(GOOD).unwrap().state, None);
+    for (lines, place) in [
+        ("inputs = [\"h\"]\noutputs = []", "[state] outputs, line 28"),
+        ("inputs = [\"h\", \"h\"]\noutputs = [\"a\", \"b\"]", "[state] inputs, line 27"),
+        ("inputs = [\"h\"]\noutputs = [\"a\"]\ngap_max_s = 0", "[state] gap_max_s, line 29"),
+        ("inputs = [\"h\"]\noutputs = [\"a\"]\ngap_max_s = \"1s\"", "[state] gap_max_s, line 29"),
+        ("outputs = [\"a\"]", "[state] inputs"),
+        ("inputs = [\"h\"]\noutputs = [\"a\"]\ngap = 1", "[state] gap, line 29"),
+    ] {
+        let found = with(lines).unwrap_err();
+        assert!(found.iter().any(|problem| problem.place == place), "{lines}: {found:?}");
+    }
+}
+
+#[test]
 fn without_a_section_values_pass_as_they_are() {
     let start = GOOD.find("[standardise]").unwrap();
     let end = GOOD.find("[output]").unwrap();
@@ -102,6 +134,7 @@ fn all_mistakes_are_reported_at_once_with_their_lines() {
 fn every_value_out_of_range_is_a_problem_at_its_key() {
     for (from, to, place) in [
         ("name = \"pump\"", "name = \"Pump/1\"", "name, line 2"),
+        ("version = \"3\"", "version = \"3\"\nanswers = \"Is it on?\"", "answers, line 4"),
         ("\"pump.onnx\"", "\"../pump.onnx\"", "file, line 5"),
         ("\"pump.onnx\"", "\"/etc/pump.onnx\"", "file, line 5"),
         ("e3b0", "zzzz", "sha256, line 6"),
@@ -115,6 +148,12 @@ fn every_value_out_of_range_is_a_problem_at_its_key() {
         ("rate_hz = 50", "rate_hz = nan", "[input] rate_hz, line 12"),
         ("rate_hz = 50", "rate_hz = -1", "[input] rate_hz, line 12"),
         ("\"f32\"", "\"i8\"", "[input] dtype, line 13"),
+        ("dtype = \"f32\"", "dtype = \"f32\"\nlayout = \"rows\"", "[input] layout, line 14"),
+        (
+            "labels = [\"fine\", \"broken\"]",
+            "labels = [\"a\", \"b\"]\nscore = \"reconstruction-error\"",
+            "[output] score, line 22",
+        ),
         ("mean = [1, 2.0]", "mean = [1, 1e300]", "[standardise] mean, line 16"),
         ("std = [2.0, 0.5]", "std = [2.0, 0.0]", "[standardise] std, line 17"),
         ("labels = [\"fine\", \"broken\"]", "labels = [\"fine\"]", "[output] labels, line 21"),

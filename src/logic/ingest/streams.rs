@@ -22,6 +22,12 @@ pub struct InferJob {
     pub job: u64,
     /// [`crate::policy::StreamModel::index`].
     pub model: u16,
+    /// Its device of its stream: a recurrent model goes on from that one's window before.
+    pub source: u32,
+    /// Time of its first sample, by the clock of the device's samples.
+    pub start_us: i64,
+    /// Time of its last sample.
+    pub end_us: i64,
     /// `f32[channels][length]`, as sampled.
     pub window: Vec<f32>,
 }
@@ -243,7 +249,14 @@ impl Streams {
                     channels: window.channels,
                     waiting: Vec::new(),
                 });
-                jobs.push(InferJob { job: *next_job, model: model.index, window: window.values.to_vec() });
+                jobs.push(InferJob {
+                    job: *next_job,
+                    model: model.index,
+                    source: source_index,
+                    start_us: window.start_us,
+                    end_us: window.end_us,
+                    window: window.values.to_vec(),
+                });
                 *next_job += 1;
                 *completed = true;
             });

@@ -11,7 +11,7 @@ use std::collections::{BTreeMap, BinaryHeap};
 use std::ops::Range;
 
 use bytes::{Bytes, BytesMut};
-use weir_infer::Model;
+use weir_infer::{Model, Origin, Row};
 use weir_logic::block::BlockHeader;
 use weir_logic::gateway::{Gateway, Input, Output, PolicyStart, Start};
 use weir_logic::health::PathStats;
@@ -407,7 +407,8 @@ impl<'a> World<'a> {
 
     fn score(&mut self, job: &InferJob) -> Option<Verdict> {
         let model = self.models.get_mut(usize::from(job.model))?;
-        let answer = model.score(&[&job.window]).pop()?.ok()?;
+        let origin = Origin { device: job.source.into(), start_us: job.start_us, end_us: job.end_us };
+        let answer = model.score_rows(&[Row { window: &job.window, origin: Some(origin) }]).pop()?.ok()?;
         let labels = &model.manifest().output.labels;
         let label = answer.verdict.label.and_then(|index| labels.get(index)).map_or("", String::as_str).into();
         Some(Verdict { label, score: answer.verdict.score, confidence: answer.verdict.confidence })

@@ -41,6 +41,7 @@ fn check_infer(context: &Context<'_>, findings: &mut Findings<'_, '_>) {
     let infer = &context.config.infer;
     let why = "windows that wait are held in memory";
     check_range(findings, "infer.queue_windows_max", &infer.queue_windows_max, &(1..=65_536), why);
+    check_range(findings, "infer.state_devices_max", &infer.state_devices_max, &(1..=65_536), "their state is held in memory");
     check_range(findings, "infer.batch_windows_max", &infer.batch_windows_max, &(1..=1_024), "beyond 32 nothing is gained");
     if let Some(library) = &infer.library {
         if library.is_relative() {
@@ -84,17 +85,8 @@ fn check_models(context: &Context<'_>, findings: &mut Findings<'_, '_>) -> Vec<M
         match Manifest::read(&file) {
             Ok(manifest) => {
                 // Away from `weir check` whoever loads the model reports what the file itself has.
-                if context.files == Files::Required
-                    && let Err(err) = load(context, &manifest)
-                {
-                    match err {
-                        LoadError::Library(err) => findings.warn(&path, format!("it cannot be tried here: {err}"), ""),
-                        err => {
-                            let text = with_source(&err);
-                            let (message, hint) = text.split_once(": ").unwrap_or((&text, ""));
-                            findings.mistake(&path, message, hint);
-                        }
-                    }
+                if context.files == Files::Required {
+                    try_model(context, &path, &manifest, findings);
                 }
                 models.push(ModelInfo::new(&model.name, &manifest));
             }
@@ -113,10 +105,27 @@ fn check_models(context: &Context<'_>, findings: &mut Findings<'_, '_>) -> Vec<M
     models
 }
 
-fn load(context: &Context<'_>, manifest: &Manifest) -> Result<(), LoadError> {
+/// Loads a model and lets it go.
+fn try_model(context: &Context<'_>, path: &str, manifest: &Manifest, findings: &mut Findings<'_, '_>) {
     let infer = &context.config.infer;
-    let bytes = manifest.model_bytes()?;
-    LoadedModel::from_bytes(manifest.clone(), bytes, infer.backend, &infer.runtime_library()).map(drop)
+    let loaded = manifest
+        .model_bytes()
+        .and_then(|bytes| LoadedModel::from_bytes(manifest.clone(), bytes, infer.backend, &infer.runtime_library()));
+    match loaded {
+        Ok(model) => {
+            for advice in model.advice() {
+                let text = advice.to_string();
+                let (message, hint) = text.rsplit_once("; ").or_else(|| text.rsplit_once(": ")).unwrap_or((&text, ""));
+                findings.warn(path, message, hint);
+            }
+        }
+        Err(LoadError::Library(err)) => findings.warn(path, format!("it cannot be tried here: {err}"), ""),
+        Err(err) => {
+            let text = with_source(&err);
+            let (message, hint) = text.split_once(": ").unwrap_or((&text, ""));
+            findings.mistake(path, message, hint);
+        }
+    }
 }
 
 fn with_source(err: &LoadError) -> String {

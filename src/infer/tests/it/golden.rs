@@ -1,28 +1,13 @@
 //! The same files give the same answers on both engines, and those they gave when they were trained.
 
-use serde_json::Value;
-use weir_infer::{Answer, Backend, LoadError, Model, RunError, Task};
+use weir_infer::{Advice, Answer, Backend, Golden, LoadError, Manifest, Model, RunError, Task};
 
-use super::{BOTH, Noise, ORT_ONLY, backends, has_ort, load, load_changed, manifest_path, models};
+use super::{BOTH, CONVERTED, Noise, ORT_ONLY, backends, folders, has_ort, load, load_changed, manifest_path};
 
-struct Case {
-    window: Vec<f32>,
-    outputs: Vec<f32>,
-}
-
-fn cases(name: &str) -> (Vec<Case>, f32) {
-    let text = std::fs::read_to_string(models().join(format!("golden/{name}.json"))).expect("golden cases are there");
-    let file: Value = serde_json::from_str(&text).expect("golden cases are JSON");
-    let numbers = |value: &Value| -> Vec<f32> {
-        value.as_array().expect("a list").iter().map(|v| v.as_f64().expect("a number") as f32).collect()
-    };
-    let case = |case: &Value| Case {
-        window: case["window"].as_array().expect("channels").iter().flat_map(numbers).collect(),
-        outputs: numbers(&case["outputs"]),
-    };
-    let cases: Vec<Case> = file["cases"].as_array().expect("cases").iter().map(case).collect();
-    assert!(cases.len() >= 8, "{name} has {} golden cases", cases.len());
-    (cases, file["tolerance"].as_f64().expect("a tolerance") as f32)
+fn golden(name: &str) -> Golden {
+    let path = manifest_path(name);
+    let manifest = Manifest::read(&path).expect("a right manifest");
+    Golden::read(&Golden::path(&path, &manifest), &manifest).expect("golden cases are there")
 }
 
 fn assert_close(found: &[f32], expected: &[f32], tolerance: f32, what: &str) {
@@ -37,56 +22,106 @@ fn answers(model: &mut Model, windows: &[&[f32]]) -> Vec<Answer> {
 }
 
 fn check_golden(name: &str, backend: Backend) {
-    let (cases, tolerance) = cases(name);
+    let golden = golden(name);
+    assert!(golden.cases.len() >= 8, "{name} has {} golden cases", golden.cases.len());
     let mut model = load(name, backend);
     assert_eq!(model.backend(), backend);
-    let windows: Vec<&[f32]> = cases.iter().map(|case| case.window.as_slice()).collect();
-    let together = answers(&mut model, &windows);
-    for ((case, together), window) in cases.iter().zip(&together).zip(windows) {
-        assert_close(&together.outputs, &case.outputs, tolerance, &format!("{name} on {backend}, in a batch"));
-        let alone = answers(&mut model, &[window]);
-        assert_close(&alone[0].outputs, &case.outputs, tolerance, &format!("{name} on {backend}, alone"));
-        assert_eq!(alone[0].verdict, model.manifest().verdict(&alone[0].outputs));
+    for rows in [1, 3, 64] {
+        if let Err(mismatch) = golden.check(&mut model, rows) {
+            panic!("{name} on {backend}, {rows} at once: {mismatch}");
+        }
     }
 }
 
 #[test]
-fn the_classifiers_give_their_golden_answers_on_every_engine() {
+fn every_kind_of_model_gives_its_golden_answers_on_every_engine() {
     for backend in backends() {
         BOTH.iter().for_each(|name| check_golden(name, backend));
     }
 }
 
 #[test]
-fn the_forest_gives_its_golden_answers_on_ort_and_finds_the_faults_in_them() {
+fn trees_and_pipelines_give_their_golden_answers_on_ort() {
+    if has_ort() {
+        ORT_ONLY.iter().for_each(|name| check_golden(name, Backend::Ort));
+    }
+}
+
+#[test]
+fn a_wrong_answer_is_a_mismatch_with_its_place() {
+    let mut golden = golden("pump-mlp");
+    golden.cases[5].outputs[2] += 0.01;
+    let mismatch = golden.check(&mut load("pump-mlp", Backend::Rten), 64).expect_err("an output was changed");
+    assert!(mismatch.to_string().starts_with("golden case 5: output 2 is"), "{mismatch}");
+}
+
+#[test]
+fn the_forest_finds_the_faults_in_its_golden_windows() {
     if !has_ort() {
         return;
     }
-    check_golden(ORT_ONLY, Backend::Ort);
-    let mut model = load(ORT_ONLY, Backend::Ort);
-    let (cases, _) = cases(ORT_ONLY);
-    let windows: Vec<&[f32]> = cases.iter().map(|case| case.window.as_slice()).collect();
+    let mut model = load("watch-forest", Backend::Ort);
+    let golden = golden("watch-forest");
+    let windows: Vec<&[f32]> = golden.cases.iter().map(|case| case.window.as_slice()).collect();
     let labels: Vec<_> = answers(&mut model, &windows).iter().map(|answer| answer.verdict.label).collect();
     assert_eq!(labels[..4], [Some(0); 4], "four real windows");
     assert!(labels[4..].contains(&Some(1)), "faulty windows: {labels:?}");
 }
 
 #[test]
-fn the_embedded_engine_refuses_trees_at_load_and_says_what_to_do() {
-    let error = load_changed(ORT_ONLY, Backend::Rten, |_, _| {}).expect_err("it has no tree operator");
-    let text = error.to_string();
-    assert!(matches!(error, LoadError::Refused { backend: Backend::Rten, .. }), "{text}");
-    assert!(text.contains("TreeEnsembleRegressor") && text.contains("weir runtime fetch"), "{text}");
+fn the_embedded_engine_names_all_that_it_lacks_at_load_and_says_what_to_do() {
+    for (name, lacking) in [
+        ("watch-forest", "rten has no TreeEnsembleRegressor (ai.onnx.ml): rewrite the model"),
+        ("pump-boosting", "rten has no TreeEnsembleClassifier (ai.onnx.ml): rewrite the model"),
+        ("pump-pipeline", "rten has no Scaler (ai.onnx.ml), TreeEnsembleClassifier (ai.onnx.ml): rewrite the model"),
+        ("pump-isolation", "TreeEnsembleRegressor (ai.onnx.ml)"),
+    ] {
+        let error = load_changed(name, Backend::Rten, |_, _| {}).expect_err("it has no tree operator");
+        let text = error.to_string();
+        assert!(matches!(error, LoadError::Operators { backend: Backend::Rten, .. }), "{text}");
+        assert!(text.contains(lacking) && text.contains("weir runtime fetch"), "{text}");
+    }
+}
+
+#[test]
+fn trees_as_tensors_have_the_scores_of_the_trees() {
+    if !has_ort() {
+        return;
+    }
+    let mut noise = Noise(11);
+    for (trees, tensors) in CONVERTED {
+        let mut original = load(trees, Backend::Ort);
+        let windows: Vec<Vec<f32>> = (0..300).map(|_| noise.window(original.manifest())).collect();
+        let windows: Vec<&[f32]> = windows.iter().map(Vec::as_slice).collect();
+        let expected = answers(&mut original, &windows);
+        let distinct: std::collections::BTreeSet<u32> = expected.iter().map(|answer| answer.outputs[0].to_bits()).collect();
+        assert!(distinct.len() > 50, "{trees}: the windows reach {} leaves", distinct.len());
+        for backend in backends() {
+            for (found, expected) in answers(&mut load(tensors, backend), &windows).iter().zip(&expected) {
+                assert_close(&found.outputs, &expected.outputs, 2e-6, &format!("{tensors} on {backend}"));
+            }
+        }
+    }
+}
+
+#[test]
+fn an_export_with_an_operator_for_each_tree_is_recognised_at_load() {
+    if has_ort() {
+        let slow = load("pump-isolation", Backend::Ort);
+        assert!(matches!(slow.advice(), [Advice::TreePerOperator { trees: 12, nodes: 334 }]), "{:?}", slow.advice());
+        ORT_ONLY[..3].iter().for_each(|name| assert_eq!(load(name, Backend::Ort).advice(), []));
+    }
+    BOTH.iter().for_each(|name| assert_eq!(load(name, Backend::Rten).advice(), [], "{name}"));
 }
 
 #[test]
 fn most_golden_windows_are_recognised() {
-    for name in BOTH {
+    for name in ["watch-small", "watch-large", "watch-int8"] {
         let mut model = load(name, Backend::Rten);
         assert_eq!(model.manifest().task, Task::Classification);
-        let (cases, _) = cases(name);
+        let golden = golden(name);
         // The first seven windows are one of each exercise, in the order of the labels.
-        let windows: Vec<&[f32]> = cases[..7].iter().map(|case| case.window.as_slice()).collect();
+        let windows: Vec<&[f32]> = golden.cases[..7].iter().map(|case| case.window.as_slice()).collect();
         let found = answers(&mut model, &windows);
         let right = found.iter().enumerate().filter(|(label, answer)| answer.verdict.label == Some(*label)).count();
         assert!(right >= 5, "{name} recognises {right} of 7");
@@ -105,7 +140,7 @@ fn engines_agree_on_random_windows_in_batches_of_every_size() {
             let windows: Vec<Vec<f32>> = (0..rows).map(|_| noise.window(ort.manifest())).collect();
             let windows: Vec<&[f32]> = windows.iter().map(Vec::as_slice).collect();
             for (ort, rten) in answers(&mut ort, &windows).iter().zip(answers(&mut rten, &windows)) {
-                assert_close(&rten.outputs, &ort.outputs, 1e-4, &format!("{name}, {rows} rows"));
+                assert_close(&rten.outputs, &ort.outputs, golden(name).tolerance, &format!("{name}, {rows} rows"));
             }
         }
     }
@@ -115,8 +150,8 @@ fn engines_agree_on_random_windows_in_batches_of_every_size() {
 fn a_bad_window_gets_an_error_and_its_neighbours_their_answers() {
     for backend in backends() {
         let mut model = load("watch-small", backend);
-        let (cases, tolerance) = cases("watch-small");
-        let good = cases[0].window.as_slice();
+        let golden = golden("watch-small");
+        let good = golden.cases[0].window.as_slice();
         let mut nan = good.to_vec();
         nan[130] = f32::NAN;
         let results = model.score(&[&nan, good, &good[1..], good]);
@@ -124,24 +159,51 @@ fn a_bad_window_gets_an_error_and_its_neighbours_their_answers() {
         assert_eq!(results[2], Err(RunError::RowLength { found: 767, expected: 768 }));
         for answer in [&results[1], &results[3]] {
             let answer = answer.as_ref().expect("a good window gets an answer");
-            assert_close(&answer.outputs, &cases[0].outputs, tolerance, "beside bad windows");
+            assert_close(&answer.outputs, &golden.cases[0].outputs, golden.tolerance, "beside bad windows");
         }
         assert!(model.score(&[&nan]).iter().all(Result::is_err));
         assert!(model.score(&[]).is_empty());
     }
 }
 
+/// Trees, recurrent and quantised models answer NaN with plausible numbers.
 #[test]
-fn every_manifest_in_models_is_right_and_fits_its_file() {
-    let entries = std::fs::read_dir(models()).expect("models are there");
-    let manifests: Vec<_> = entries
-        .map(|entry| entry.expect("an entry").path())
-        .filter(|path| path.extension().is_some_and(|e| e == "toml"))
-        .collect();
-    assert!(manifests.len() >= 3);
-    for path in manifests {
-        let manifest = weir_infer::Manifest::read(&path).expect("a right manifest");
-        manifest.model_bytes().expect("the file and its sum");
-        assert_eq!(path, manifest_path(&manifest.name), "a manifest is called after its model");
+fn no_kind_of_model_sees_a_value_that_is_not_finite() {
+    let everywhere = BOTH.iter().flat_map(|name| backends().into_iter().map(move |backend| (*name, backend)));
+    let ort_only = ORT_ONLY.iter().filter(|_| has_ort()).map(|name| (*name, Backend::Ort));
+    for (name, backend) in everywhere.chain(ort_only) {
+        let mut model = load(name, backend);
+        let window = Noise(2).window(model.manifest());
+        let last = window.len() - 1;
+        let (channel, sample) = (model.manifest().input.channels.last().cloned(), model.manifest().input.window - 1);
+        for value in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            let mut bad = window.clone();
+            bad[last] = value;
+            let expected = RunError::NonFinite { channel: channel.clone().expect("it has channels"), sample };
+            assert_eq!(model.score(&[&bad]), [Err(expected)], "{name} on {backend}");
+        }
+        assert!(model.score(&[&window])[0].is_ok(), "{name} on {backend}");
     }
+}
+
+#[test]
+fn every_manifest_is_right_fits_its_file_and_is_named_in_the_tests() {
+    let mut found: Vec<String> = Vec::new();
+    for folder in folders() {
+        for entry in std::fs::read_dir(folder).expect("models are there") {
+            let path = entry.expect("an entry").path();
+            if path.extension().is_none_or(|extension| extension != "toml") {
+                continue;
+            }
+            let manifest = Manifest::read(&path).expect("a right manifest");
+            let bytes = manifest.model_bytes().expect("the file and its sum");
+            assert_eq!(path.file_stem().and_then(|stem| stem.to_str()), Some(manifest.name.as_str()));
+            assert!(bytes.len() < 400_000, "{} has {} bytes", manifest.name, bytes.len());
+            found.push(manifest.name);
+        }
+    }
+    found.sort_unstable();
+    let mut tested: Vec<&str> = BOTH.into_iter().chain(ORT_ONLY).collect();
+    tested.sort_unstable();
+    assert_eq!(found, tested);
 }

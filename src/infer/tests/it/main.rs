@@ -4,22 +4,42 @@
 mod bad_model;
 mod fetch;
 mod golden;
+mod state;
 mod worker;
 
 use std::path::{Path, PathBuf};
 
 use weir_infer::{Backend, LibraryError, LoadError, Manifest, Model, RuntimeLibrary};
 
-/// Models that both engines run, and the one that only ONNX Runtime does.
-const BOTH: [&str; 2] = ["watch-small", "watch-large"];
-const ORT_ONLY: &str = "watch-forest";
+/// Models that both engines run: one of each kind, and trees as tensors.
+const BOTH: [&str; 10] = [
+    "watch-small",
+    "watch-large",
+    "watch-int8",
+    "watch-gru",
+    "watch-forest-tensors",
+    "pump-mlp",
+    "pump-autoencoder",
+    "pump-lstm",
+    "pump-boosting-tensors",
+    "pump-pipeline-tensors",
+];
+/// Those that only ONNX Runtime does.
+const ORT_ONLY: [&str; 4] = ["watch-forest", "pump-boosting", "pump-pipeline", "pump-isolation"];
+/// Trees, and the same as tensors.
+const CONVERTED: [(&str, &str); 3] = [
+    ("watch-forest", "watch-forest-tensors"),
+    ("pump-boosting", "pump-boosting-tensors"),
+    ("pump-pipeline", "pump-pipeline-tensors"),
+];
 
-fn models() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models")
+fn folders() -> [PathBuf; 2] {
+    ["../../models", "../../models/zoo"].map(|folder| Path::new(env!("CARGO_MANIFEST_DIR")).join(folder))
 }
 
 fn manifest_path(name: &str) -> PathBuf {
-    models().join(format!("{name}.toml"))
+    let [reference, zoo] = folders().map(|folder| folder.join(format!("{name}.toml")));
+    if reference.is_file() { reference } else { zoo }
 }
 
 fn load(name: &str, backend: Backend) -> Model {
@@ -66,9 +86,13 @@ impl Noise {
         (self.0 >> 40) as f32 / (1u64 << 23) as f32 - 1.0
     }
 
-    /// A raw window of about the size of real ones.
+    /// A raw window of about the size of real ones: within two deviations of what the model was trained on.
     fn window(&mut self, manifest: &Manifest) -> Vec<f32> {
-        (0..manifest.row_len()).map(|_| self.next() * 2000.0).collect()
+        let statistics = manifest.standardise.mean.iter().zip(&manifest.standardise.std);
+        let sizes = statistics.map(|(mean, std)| if *std == 1.0 { (50.0, 50.0) } else { (*mean, 2.0 * std) });
+        let channel =
+            |(mean, size): (f32, f32)| -> Vec<f32> { (0..manifest.input.window).map(|_| mean + self.next() * size).collect() };
+        sizes.flat_map(channel).collect()
     }
 }
 

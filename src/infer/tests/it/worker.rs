@@ -33,7 +33,7 @@ impl Held {
     }
 
     fn request(&self, id: u64) -> Request {
-        Request { id, window: self.window.clone() }
+        Request { id, window: self.window.clone(), origin: None }
     }
 
     fn batch(&self) -> Vec<Outcome> {
@@ -48,7 +48,7 @@ fn ids(batch: &[Outcome]) -> Vec<u64> {
 #[test]
 fn what_has_queued_up_is_run_in_batches_in_order_and_what_does_not_fit_comes_back() {
     for backend in backends() {
-        let held = Held::start(backend, WorkerOptions { queue_rows_limit: 8, batch_rows_limit: 5 });
+        let held = Held::start(backend, WorkerOptions { queue_rows_limit: 8, batch_rows_limit: 5, ..WorkerOptions::default() });
         held.worker.try_submit(held.request(100)).unwrap();
         assert_eq!(ids(&held.batch()), [100], "a lone request is not made to wait");
         for id in 0..8 {
@@ -80,7 +80,7 @@ fn outcomes_carry_the_window_and_the_answer_of_their_own_request() {
         let sink = move |batch: Vec<Outcome>| batch.into_iter().for_each(|outcome| outcomes_tx.send(outcome).unwrap());
         let worker = Worker::start(model, WorkerOptions::default(), Box::new(sink)).unwrap();
         for (id, window) in windows.iter().enumerate() {
-            worker.try_submit(Request { id: id as u64, window: window.clone() }).unwrap();
+            worker.try_submit(Request { id: id as u64, window: window.clone(), origin: None }).unwrap();
         }
         assert_eq!(worker.stop().rows, 100, "stopping lets what is queued finish");
         let outcomes: Vec<Outcome> = outcomes.iter().collect();
@@ -102,9 +102,9 @@ fn a_window_that_is_not_finite_or_too_short_is_an_error_and_is_counted() {
         drop(held.go_on);
         let mut bad = held.window.clone();
         bad[0] = f32::INFINITY;
-        held.worker.try_submit(Request { id: 1, window: bad }).unwrap();
-        held.worker.try_submit(Request { id: 2, window: vec![0.0; 3] }).unwrap();
-        held.worker.try_submit(Request { id: 3, window: held.window }).unwrap();
+        held.worker.try_submit(Request { id: 1, window: bad, origin: None }).unwrap();
+        held.worker.try_submit(Request { id: 2, window: vec![0.0; 3], origin: None }).unwrap();
+        held.worker.try_submit(Request { id: 3, window: held.window, origin: None }).unwrap();
         let stats = held.worker.stop();
         assert_eq!((stats.rows, stats.errors), (1, 2));
         let outcomes: Vec<Outcome> = held.batches.iter().flatten().collect();
@@ -124,11 +124,11 @@ fn a_worker_whose_thread_has_ended_returns_requests() {
         panic!("the sink fails");
     };
     let worker = Worker::start(model, WorkerOptions::default(), Box::new(sink)).unwrap();
-    worker.try_submit(Request { id: 1, window: window.clone() }).unwrap();
+    worker.try_submit(Request { id: 1, window: window.clone(), origin: None }).unwrap();
     assert!(ended.recv_timeout(PATIENCE).is_err_and(|error| error == std::sync::mpsc::RecvTimeoutError::Disconnected));
     // The queue goes with the sink, but not in the same instant.
     let refused = loop {
-        match worker.try_submit(Request { id: 2, window: window.clone() }) {
+        match worker.try_submit(Request { id: 2, window: window.clone(), origin: None }) {
             Err(refused) => break refused,
             Ok(()) => std::thread::yield_now(),
         }
