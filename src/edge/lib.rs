@@ -326,7 +326,8 @@ fn start_models(config: &Config, infer_tx: &mpsc::Sender<InferBatch>) -> Result<
         for advice in model.advice() {
             tracing::warn!(model = entry.name, %advice, "model runs worse than it could");
         }
-        tracing::info!(model = entry.name, backend = ?model.backend(), "model is loaded");
+        let (version, task) = (&model.manifest().version, entry.task.as_deref().unwrap_or_default());
+        tracing::info!(model = entry.name, version, task, backend = ?model.backend(), "model is loaded");
         infos.push(ModelInfo::new(&entry.name, model.manifest()));
         let (infer_tx, index) = (infer_tx.clone(), workers.len());
         let sink = Box::new(move |outcomes| {

@@ -9,6 +9,7 @@
 
 mod address;
 mod buffer;
+mod catalogue;
 mod check;
 mod finding;
 mod listen;
@@ -151,7 +152,11 @@ impl Config {
     ) -> Checked {
         let mut found = check::Found::default();
         let config = read(&mut |config, checker| found = check::check(config, checker, file, folder, files));
-        Checked { config: config.map(|config| config.resolved(folder)), warnings: found.warnings, models: found.models }
+        let config = config.map(|mut config| {
+            catalogue::apply(&mut config, &found.chosen);
+            config.resolved(folder)
+        });
+        Checked { config, warnings: found.warnings, models: found.models }
     }
 
     /// Every way out, in the order of the core's uplinks: each of the configuration's, and behind it its fallback.
@@ -170,6 +175,7 @@ impl Config {
         paths.extend(self.listen.iter_mut().filter_map(|listen| listen.tls.as_mut()).flat_map(ListenTls::paths_mut));
         paths.extend(self.model.iter_mut().map(|model| &mut model.manifest));
         paths.extend(self.infer.library.as_mut());
+        paths.extend(self.infer.catalogue.as_mut());
         paths.extend(self.admin.unix.as_mut());
         for path in paths {
             *path = folder.join(&*path);

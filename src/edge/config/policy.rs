@@ -147,8 +147,8 @@ pub(super) fn resolve(stream: &Stream, models: &[ModelInfo]) -> Result<StreamPol
         let message = "fidelity `aggregate` needs the table `aggregate`: add, for example, aggregate = { every = \"1m\" }";
         mistakes.push(mistake("fidelity".to_owned(), message));
     }
-    if stream.fidelity == StreamFidelity::Verdict && stream.model.is_none() {
-        let message = "fidelity `verdict` needs a model: name one in `model`, or choose another fidelity";
+    if stream.fidelity == StreamFidelity::Verdict && !stream.wants_model() {
+        let message = "fidelity `verdict` needs a model: name one in `model`, a `task`, or choose another fidelity";
         mistakes.push(mistake("fidelity".to_owned(), message));
     }
     let window = window_of(stream, model, &decoder, &mut mistakes);

@@ -29,6 +29,8 @@ pub struct Stream {
     pub window: Option<WindowConfig>,
     /// Name of the model that scores its windows.
     pub model: Option<String>,
+    /// What is asked about its windows; the model is the one of the catalogue that answers it.
+    pub task: Option<String>,
     /// How it is aggregated; needed for the fidelity `aggregate`.
     pub aggregate: Option<AggregateConfig>,
     /// What is kept raw in spite of the fidelity; on a raw stream, what is kept at all.
@@ -51,12 +53,20 @@ impl Default for Stream {
             payload: PayloadFormat::Opaque(OpaqueFormat {}),
             window: None,
             model: None,
+            task: None,
             aggregate: None,
             keep: None,
             ack: Ack::Receipt,
             zones: Vec::new(),
             value: None,
         }
+    }
+}
+
+impl Stream {
+    /// Whether a model is to score its windows, even if none is there.
+    pub(super) fn wants_model(&self) -> bool {
+        self.model.is_some() || self.task.is_some()
     }
 }
 
@@ -79,6 +89,9 @@ pub struct Model {
     pub name: String,
     /// Its manifest, the TOML file beside the ONNX file.
     pub manifest: PathBuf,
+    /// The task that it was chosen for, if it comes from the catalogue.
+    #[serde(skip)]
+    pub task: Option<String>,
 }
 
 /// `[infer]`
@@ -89,6 +102,8 @@ pub struct Infer {
     pub backend: Backend,
     /// The ONNX Runtime library; `None` for the usual places.
     pub library: Option<PathBuf>,
+    /// A folder of manifests: the models for streams that name a task; `None` for none.
+    pub catalogue: Option<PathBuf>,
     /// Windows that may wait for each model; what comes when it is full waits, and then sockets are not read.
     pub queue_windows_max: usize,
     /// Windows that a model scores at once.
@@ -102,6 +117,7 @@ impl Default for Infer {
         Infer {
             backend: Backend::Auto,
             library: None,
+            catalogue: None,
             queue_windows_max: 256,
             batch_windows_max: 32,
             state_devices_max: 8_192,

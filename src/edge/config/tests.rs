@@ -9,6 +9,7 @@ use super::*;
 
 mod overlay;
 mod shipped;
+mod tasks;
 mod wrong;
 
 /// Checks text as if it were a file in the repository's `config`, without looking at the files it names.

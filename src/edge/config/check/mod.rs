@@ -15,6 +15,7 @@ use std::path::Path;
 
 use weir_host::config::Checker;
 
+use super::catalogue::{self, Choice};
 use super::finding::Findings;
 use super::overlay::Places;
 use super::{Config, Files, ModelInfo, Warning};
@@ -31,6 +32,7 @@ pub(super) struct Context<'a> {
 pub(super) struct Found {
     pub(super) warnings: Vec<Warning>,
     pub(super) models: Vec<ModelInfo>,
+    pub(super) chosen: Vec<Choice>,
 }
 
 /// Checks a whole configuration whose paths are relative to `folder`.
@@ -39,10 +41,14 @@ pub(super) fn check(config: &Config, checker: &mut Checker<'_>, file: &str, fold
     let mut findings = Findings::new(checker, file);
     process::check(&context, &mut findings);
     listen::check(&context, &mut findings);
-    let models = streams::check(&context, &mut findings);
+    // What tasks come to is checked as if it had been written.
+    let chosen = catalogue::choose(config, folder, files, &mut findings);
+    let mut with_choices = config.clone();
+    catalogue::apply(&mut with_choices, &chosen);
+    let models = streams::check(&Context { config: &with_choices, folder, files }, &mut findings);
     buffer::check(&context, &mut findings);
     uplink::check(&context, &mut findings);
-    Found { warnings: findings.into_warnings(), models }
+    Found { warnings: findings.into_warnings(), models, chosen }
 }
 
 /// Checks a configuration that a policy was laid over: what policies change, at the policy's own lines. Returns warnings.

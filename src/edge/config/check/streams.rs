@@ -62,7 +62,10 @@ fn check_models(context: &Context<'_>, findings: &mut Findings<'_, '_>) -> Vec<M
     let mut models = Vec::new();
     for (at, model) in config.model.iter().enumerate() {
         check_name(findings, &format!("model[{at}].name"), "model", &model.name, &mut names);
-        let path = format!("model[{at}].manifest");
+        let path = match config.stream.iter().position(|stream| model.task.is_some() && stream.task == model.task) {
+            Some(stream) => format!("stream[{stream}].task"),
+            None => format!("model[{at}].manifest"),
+        };
         if model.manifest.as_os_str().is_empty() {
             findings.mistake(&path, "the model has no manifest", "write the path of the .toml file beside the model");
             continue;
@@ -178,7 +181,7 @@ fn warn_of_gaps(path: &str, length: usize, step: usize, findings: &mut Findings<
 /// Warns of keys that have no effect together with the others.
 fn warn_of_unused(at: usize, stream: &Stream, findings: &mut Findings<'_, '_>) {
     let path = |key: &str| format!("stream[{at}].{key}");
-    if stream.window.is_some() && stream.model.is_none() {
+    if stream.window.is_some() && !stream.wants_model() {
         findings.warn(&path("window"), "a window without a model has no effect", "name a `model`, or remove it");
     }
     if stream.aggregate.is_some() && stream.fidelity != StreamFidelity::Aggregate {
@@ -190,7 +193,7 @@ fn warn_of_unused(at: usize, stream: &Stream, findings: &mut Findings<'_, '_>) {
         findings.warn(&path("ack"), message, "remove it");
     }
     let Some(keep) = &stream.keep else { return };
-    if !keep.verdicts.is_empty() && stream.model.is_none() {
+    if !keep.verdicts.is_empty() && !stream.wants_model() {
         findings.warn(
             &path("keep.verdicts"),
             "rules on verdicts have no effect without a model",
