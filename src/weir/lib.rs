@@ -7,6 +7,7 @@ pub mod demo;
 pub mod explain;
 pub mod graph;
 pub mod link;
+pub mod model;
 pub mod passwd;
 pub mod pki;
 pub mod policy;

@@ -10,12 +10,13 @@ use weir::demo::DemoArgs;
 use weir::explain::ExplainArgs;
 use weir::graph::GraphArgs;
 use weir::link::command::LinkArgs;
+use weir::model::ModelCommand;
 use weir::pki::PkiCommand;
 use weir::policy::PolicyCommand;
 use weir::runtime::RuntimeCommand;
 use weir::sim::command::SimArgs;
 
-/// Runs the demo, checks configurations, looks into buffers, and issues certificates.
+/// Runs the demo, checks configurations and models, looks into buffers, and issues certificates.
 #[derive(Debug, Parser)]
 #[command(name = "weir", version)]
 struct Cli {
@@ -46,6 +47,9 @@ enum Command {
     /// Look into a box's buffer
     #[command(subcommand)]
     Buffer(BufferCommand),
+    /// Check models: right answers on every engine, what they lack, time and memory
+    #[command(subcommand)]
+    Model(ModelCommand),
     /// Install the native ONNX library
     #[command(subcommand)]
     Runtime(RuntimeCommand),
@@ -87,6 +91,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Sim(args) => return weir::sim::command::run(&args),
         Command::Link(args) => return weir::link::command::run(&args),
         Command::Explain(args) => weir::explain::run(&args, &mut io::stdout().lock())?,
+        Command::Model(command) => return weir::model::run(&command),
         Command::Graph(args) => return weir::graph::run(&args, &mut io::stdout().lock()),
         Command::Pki(command) => command.run(&mut io::stdout().lock())?,
         Command::Buffer(command) => weir::buffer::run(command)?,

@@ -10,6 +10,7 @@ mod fallback;
 mod full_disk;
 mod interfaces;
 mod link;
+mod models;
 mod oracle;
 mod policies;
 mod purity;

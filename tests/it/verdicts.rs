@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
 
+use weir_infer::{Backend, Model, Origin, Row, RuntimeLibrary};
 use weir_tests::support::oracle;
 use weir_tests::support::publisher::{Report, Sensor};
 use weir_tests::support::site::{Plan, Site};
@@ -85,6 +86,52 @@ fn each_whole_window_gets_one_verdict_and_the_doubtful_ones_are_kept_as_they_wer
     println!("{} verdicts, {kept} windows kept", verdicts.len());
     assert_eq!(kept, doubtful);
     assert!(kept > 0 && kept < verdicts.len(), "both kinds were there: {kept} of {}", verdicts.len());
+}
+
+/// Windows of 25 samples that go on from one another, asked for by a task: of the zoo's models for it the GRU is the smallest.
+#[test]
+fn a_task_is_answered_by_the_catalogues_model_and_each_device_goes_on_from_its_own_state() {
+    const SAMPLES: usize = 25;
+    let zoo = Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/zoo");
+    let infer = format!("[infer]\nbackend = \"rten\"\ncatalogue = \"{}\"\n", zoo.display());
+    let streams = infer + &wrist::stream("wrist", "").replace("model = \"watch\"", "task = \"activity\"");
+    let mut site = Site::started(binaries(), Plan::new("through", &streams));
+    let recordings: Vec<_> = [8, 9].map(wrist::recording).into();
+    let sensors = recordings.iter().cloned().enumerate().map(|(device, rows)| {
+        let mut sensor =
+            Sensor::new(site.mqtt(), &format!("wrist-{device}"), move |n| wrist::message("wrist", device, &rows, n));
+        sensor.count_max = SAMPLES as u32;
+        sensor.start()
+    });
+    let sensors: Vec<_> = sensors.collect();
+    sensors.into_iter().for_each(|sensor| assert_eq!(sensor.wait(LIMIT).unacked, 0));
+    let db = oracle::open(&site.database());
+    let expected = (recordings.len() * MESSAGE) as u64;
+    wait_for("all verdicts", LIMIT, || (oracle::count(&db, "SELECT count(*) FROM verdicts") >= expected).then_some(()));
+    site.drain();
+    site.stop_edge();
+    let library = RuntimeLibrary::in_folders(Vec::new());
+    let mut model = Model::load(&zoo.join("watch-gru.toml"), Backend::Rten, &library).expect("it is in the repository");
+    let mut from_nothing = 0;
+    for (device, rows) in recordings.iter().enumerate() {
+        for at in 0..MESSAGE {
+            let samples = &rows[at * SAMPLES..(at + 1) * SAMPLES];
+            let window: Vec<f32> =
+                (0..CHANNELS).flat_map(|channel| samples.iter().map(move |row| row[channel] as f32)).collect();
+            let start_us = START_US + (at * SAMPLES) as i64 * PERIOD_US;
+            let origin = Origin { device: device as u64, start_us, end_us: start_us + (SAMPLES as i64 - 1) * PERIOD_US };
+            let row = Row { window: &window, origin: Some(origin) };
+            let carried = model.score_rows(&[row]).remove(0).expect("it is a good window").verdict.score;
+            let alone = model.score(&[&window]).remove(0).expect("it is a good window").verdict.score;
+            let query = "SELECT score FROM verdicts WHERE model = 'watch-gru' AND device = ?1 AND start_us = ?2";
+            let found: f64 = db
+                .query_row(query, rusqlite::params![device.to_string(), start_us], |row| row.get(0))
+                .unwrap_or_else(|err| panic!("window {at} of device {device}: {err}"));
+            assert!((found - f64::from(carried)).abs() < 1e-4, "window {at} of device {device}: {found}, not {carried}");
+            from_nothing += usize::from((found - f64::from(alone)).abs() < 1e-4);
+        }
+    }
+    assert!(from_nothing < MESSAGE, "the state counts: {from_nothing} of {expected} answers are those without it");
 }
 
 #[test]
