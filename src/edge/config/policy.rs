@@ -273,11 +273,15 @@ fn spec_key(table: &str, err: &SpecError) -> String {
 
 fn keep_key(err: &KeepError) -> String {
     match err {
-        KeepError::Channel { rule, .. } | KeepError::Delta { rule } | KeepError::Everything { rule, .. } => {
+        KeepError::Channel { rule, .. }
+        | KeepError::Delta { rule }
+        | KeepError::DeltaUnused { rule }
+        | KeepError::Everything { rule, .. } => {
             format!("keep.samples[{rule}]")
         }
         KeepError::Empty { table, rule } | KeepError::NotFinite { table, rule } => format!("keep.{table}[{rule}]"),
         KeepError::Nothing { rule, .. } => format!("keep.verdicts[{rule}]"),
+        KeepError::Spacing { .. } => "keep.spacing_min".to_owned(),
         KeepError::TooMany { .. } => "keep".to_owned(),
     }
 }

@@ -87,7 +87,7 @@ fn stages(decoder: &Decoder, payload: &[u8]) -> Outcome {
         now_us += 1_000_000;
         aggregator.push_message(&samples, now_us, |aggregate| drop(black_box(aggregate)));
     });
-    let rule = |channel| ValueRule { channel, above: Some(1.0), below: Some(-1.0), delta: Some(0.5) };
+    let rule = |channel| ValueRule { channel, above: Some(1.0), below: Some(-1.0), delta: Some(0.5), changed: false };
     let config = KeepConfig { samples: (0..6).map(rule).collect(), ..KeepConfig::default() };
     let rules = KeepRules::new(&config, 6).map_err(|errors| format!("{errors:?}"))?;
     let mut keeper = Keeper::new();

@@ -2,7 +2,8 @@
 //!
 //! Most of what a sensor sends says "as before". A stream that is aggregated can name what must not drown in the mean:
 //! values beyond a threshold, values that have moved, verdicts of interest, and one sample now and then. If any rule
-//! asks for a sample, its message is kept raw; otherwise it is only folded. Without rules everything is folded.
+//! asks for a sample, its message is kept raw; otherwise it is only folded. Without rules everything is folded. A value that
+//! trembles at the edge of a rule can be held to a rate.
 
 use serde::Deserialize;
 
@@ -13,6 +14,7 @@ use crate::payload::Samples;
 ///
 /// ```toml
 /// keep = { every = "10m", samples = [{ channel = 0, above = 80.0, delta = 0.5 }], verdicts = [{ labels = ["fall"] }] }
+/// keep = { spacing_min = "5s", samples = [{ channel = 1, changed = true }] }
 /// ```
 #[derive(Debug, Clone, PartialEq, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -20,6 +22,10 @@ pub struct KeepConfig {
     /// Keep a sample when this long, by the box's clock, none was kept. Default: never for this reason.
     #[serde(default, rename = "every", deserialize_with = "optional_duration_us")]
     pub every_us: Option<i64>,
+    /// Keep no sample sooner than this, by the box's clock, after the one that was kept last, whatever the rules on values say.
+    /// Default: no limit.
+    #[serde(default, rename = "spacing_min", deserialize_with = "optional_duration_us")]
+    pub spacing_min_us: Option<i64>,
     /// Rules on values; one that matches is enough.
     #[serde(default)]
     pub samples: Vec<ValueRule>,
@@ -29,7 +35,7 @@ pub struct KeepConfig {
 }
 
 /// A rule on one channel: any of its conditions is enough, and at least one is needed.
-#[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ValueRule {
     /// Index of the channel.
@@ -43,6 +49,9 @@ pub struct ValueRule {
     /// Keep a value that differs from the last kept one by this much or more (a deadband).
     #[serde(default)]
     pub delta: Option<f64>,
+    /// Keep a value that is not equal to the last kept one.
+    #[serde(default)]
+    pub changed: bool,
 }
 
 /// A rule on a verdict: all its conditions must hold, and at least one is needed.
@@ -82,9 +91,9 @@ pub enum KeepReason {
     Above(usize),
     /// The value of this channel is below its threshold.
     Below(usize),
-    /// The value of this channel has moved by its delta.
+    /// The value of this channel has moved by its delta, or at all where that is asked for.
     Moved(usize),
-    /// It is the first of its device, which deltas and `every` start from.
+    /// It is the first of its device, which deltas, changes and `every` start from.
     First,
     /// None was kept for as long as `every` says.
     Due,
@@ -111,7 +120,8 @@ impl KeepReason {
 pub struct KeepRules {
     config: KeepConfig,
     channels: usize,
-    has_deltas: bool,
+    /// A rule compares with what was kept last.
+    compares: bool,
 }
 
 /// Most rules of one kind, and most labels in a rule.
@@ -129,6 +139,11 @@ impl KeepRules {
         if most > RULES_MAX {
             errors.push(KeepError::TooMany { count: most });
         }
+        if let (Some(spacing_min_us), Some(every_us)) = (config.spacing_min_us, config.every_us)
+            && spacing_min_us > every_us
+        {
+            errors.push(KeepError::Spacing { spacing_min_us, every_us });
+        }
         for (rule, value) in config.samples.iter().enumerate() {
             errors.extend(value.mistake(rule, channels));
         }
@@ -138,8 +153,8 @@ impl KeepRules {
         if !errors.is_empty() {
             return Err(errors);
         }
-        let has_deltas = config.samples.iter().any(|rule| rule.delta.is_some());
-        Ok(KeepRules { config: config.clone(), channels, has_deltas })
+        let compares = config.samples.iter().any(|rule| rule.delta.is_some() || rule.changed);
+        Ok(KeepRules { config: config.clone(), channels, compares })
     }
 
     /// Says whether the window behind a verdict is kept as it came.
@@ -164,13 +179,15 @@ impl KeepRules {
     }
 
     fn moved(&self, row: &[f64], kept: &[f64]) -> Option<KeepReason> {
-        let has_moved =
-            |rule: &&ValueRule| rule.delta.is_some_and(|delta| (row[rule.channel] - kept[rule.channel]).abs() >= delta);
+        let has_moved = |rule: &&ValueRule| {
+            let (value, kept) = (row[rule.channel], kept[rule.channel]);
+            (rule.changed && value != kept) || rule.delta.is_some_and(|delta| (value - kept).abs() >= delta)
+        };
         self.config.samples.iter().find(has_moved).map(|rule| KeepReason::Moved(rule.channel))
     }
 }
 
-/// What one device of a stream has kept last: `8 x channels` bytes if a rule has a `delta`, and 40 more.
+/// What one device of a stream has kept last: `8 x channels` bytes if a rule compares with it, and 40 more.
 #[derive(Debug, Clone, Default)]
 pub struct Keeper {
     kept: Vec<f64>,
@@ -185,7 +202,8 @@ impl Keeper {
 
     /// Says whether a sample received at `received_us` is kept as it came, and remembers it if so.
     ///
-    /// `every` counts on the time of receipt, because a device's clock may stand still; if it falls back, a sample is due.
+    /// `every` and `spacing_min` count on the time of receipt, because a device's clock may stand still; if that falls back, a
+    /// sample is due, and none is too soon.
     ///
     /// # Panics
     /// If `row` has another number of channels than the rules were checked for.
@@ -214,23 +232,33 @@ impl Keeper {
     }
 
     fn reason(&self, rules: &KeepRules, received_us: i64, row: &[f64]) -> Option<KeepReason> {
+        if self.is_too_soon(rules, received_us) {
+            return None;
+        }
         if let Some(reason) = rules.threshold(row) {
             return Some(reason);
         }
         let Some(kept_at_us) = self.kept_at_us else {
-            return (rules.has_deltas || rules.config.every_us.is_some()).then_some(KeepReason::First);
+            return (rules.compares || rules.config.every_us.is_some()).then_some(KeepReason::First);
         };
         let is_due = rules
             .config
             .every_us
             .is_some_and(|every_us| received_us < kept_at_us || received_us.saturating_sub(kept_at_us) >= every_us);
-        let moved = if rules.has_deltas { rules.moved(row, &self.kept) } else { None };
+        let moved = if rules.compares { rules.moved(row, &self.kept) } else { None };
         moved.or(is_due.then_some(KeepReason::Due))
+    }
+
+    fn is_too_soon(&self, rules: &KeepRules, received_us: i64) -> bool {
+        match (rules.config.spacing_min_us, self.kept_at_us) {
+            (Some(spacing_min_us), Some(kept_at_us)) => (0..spacing_min_us).contains(&received_us.saturating_sub(kept_at_us)),
+            _ => false,
+        }
     }
 
     fn remember(&mut self, rules: &KeepRules, received_us: i64, row: &[f64]) {
         self.kept_at_us = Some(received_us);
-        if rules.has_deltas {
+        if rules.compares {
             self.kept.clear();
             self.kept.extend_from_slice(row);
         }
@@ -243,7 +271,7 @@ impl ValueRule {
         if self.channel >= channels {
             return Some(KeepError::Channel { rule, channel: self.channel, channels });
         }
-        if given.iter().all(Option::is_none) {
+        if given.iter().all(Option::is_none) && !self.changed {
             return Some(KeepError::Empty { table: "samples", rule });
         }
         if !given.iter().flatten().all(|value| value.is_finite()) {
@@ -254,6 +282,7 @@ impl ValueRule {
         }
         match (self.above, self.below) {
             (Some(above), Some(below)) if above < below => Some(KeepError::Everything { rule, above, below }),
+            _ if self.changed && self.delta.is_some() => Some(KeepError::DeltaUnused { rule }),
             _ => None,
         }
     }
@@ -321,6 +350,20 @@ pub enum KeepError {
     Delta {
         /// Index of the rule.
         rule: usize,
+    },
+    /// A value that has moved by a delta has changed.
+    #[error("rule {rule} in `keep.samples` has a `delta` that `changed` makes useless: remove one of them")]
+    DeltaUnused {
+        /// Index of the rule.
+        rule: usize,
+    },
+    /// The longest silence is shorter than the shortest.
+    #[error("keep.spacing_min of {spacing_min_us} us is above keep.every of {every_us} us: lower it, or raise every")]
+    Spacing {
+        /// What the configuration says.
+        spacing_min_us: i64,
+        /// What the configuration says.
+        every_us: i64,
     },
     /// Every value is above the one or below the other.
     #[error("rule {rule} in `keep.samples` keeps everything: each value is above {above} or below {below}; swap them")]

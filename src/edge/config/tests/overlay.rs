@@ -68,10 +68,7 @@ critical_copies = 2
     assert_eq!((streams[0].class, streams[1].class, *critical_copies), (Class::High, Class::Bulk, 2));
     assert_eq!((streams[0].value, &streams[1].zones), (own.streams[0].value, &own.streams[1].zones));
     let keep = KeepRules::new(
-        &KeepConfig {
-            samples: vec![ValueRule { channel: 0, above: Some(90.0), below: None, delta: None }],
-            ..KeepConfig::default()
-        },
+        &KeepConfig { samples: vec![ValueRule { above: Some(90.0), ..ValueRule::default() }], ..KeepConfig::default() },
         1,
     );
     assert_eq!(streams[0].keep, keep.ok());

@@ -199,6 +199,12 @@ fn streams_and_models_that_contradict_themselves_are_refused() {
             "keeps everything",
             "swap them",
         ),
+        (
+            "[[stream]]\nname = \"s\"\ntopics = [\"a\"]\npayload = { format = \"number\" }\nkeep = { every = \"1s\", spacing_min = \"2s\" }",
+            5,
+            "keep.spacing_min of 2000000 us is above keep.every",
+            "raise every",
+        ),
         ("[[model]]\nname = \"m\"", 1, "the model has no manifest", ".toml"),
         ("[infer]\nlibrary = \"libonnxruntime.so\"", 2, "is a relative path", "write the path from /"),
         ("[infer]\nqueue_windows_max = 0", 2, "0 is not within 1 to 65536", "memory"),

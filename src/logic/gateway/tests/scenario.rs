@@ -205,8 +205,8 @@ impl Scenario {
             model: Some(StreamModel { index: 0, name: "m".into(), version: "1".into(), window }),
             ..raw(Class::Critical)
         });
-        let above = ValueRule { channel: 0, above: Some(0.0), below: None, delta: None };
-        let keep = KeepConfig { every_us: None, samples: vec![above], verdicts: Vec::new() };
+        let above = ValueRule { above: Some(0.0), ..ValueRule::default() };
+        let keep = KeepConfig { samples: vec![above], ..KeepConfig::default() };
         streams.push(StreamPolicy {
             name: "keep".into(),
             filters: vec!["keep/+".into()],
