@@ -61,7 +61,7 @@ const PHASES_MAX: usize = 16_384;
 pub struct Thinner {
     streams: HashMap<Arc<str>, u16, FixedState>,
     floors: Box<[Level]>,
-    /// `None` for opaque payloads, which cannot be aggregated.
+    /// `None` for payloads that cannot be aggregated one by one.
     decoders: Vec<Option<Decoder>>,
     /// Messages seen by stream and device, for `OneIn`.
     phases: HashMap<(u16, String), u32, FixedState>,
@@ -111,10 +111,15 @@ impl Thinner {
     /// For these streams, by name; those it does not know are left as they are.
     pub fn new(policies: &[StreamPolicy], seed: u64) -> Self {
         let decoder = |policy: &StreamPolicy| match policy.format {
-            PayloadFormat::Opaque(_) => None,
+            // A message of Sparkplug B says nothing without those before it.
+            PayloadFormat::Opaque(_) | PayloadFormat::Sparkplug(_) => None,
             _ => Decoder::new(&policy.format).ok(),
         };
         let floor = |policy: &StreamPolicy| {
+            // What was left out could be the birth that all after it need.
+            if matches!(policy.format, PayloadFormat::Sparkplug(_)) {
+                return Level::Raw;
+            }
             let lowest = policy.value.and_then(|value| value.ladder.levels().last());
             lowest.map_or(Level::Aggregate, |(level, _)| level)
         };

@@ -16,6 +16,7 @@ use crate::mqtt::{
     Ack, AckQueue, AuthRefusal, Close, Connection, Counters, DisconnectReason, Event, Filter, FilterError, FilterTree, Flow,
     Next, Pause, PubAck, Publish, Route, TopicRouter, UserIndex,
 };
+use crate::payload::SparkplugCounters;
 use crate::plan::Plan;
 use crate::policy::Policy;
 use crate::window::KeepRules;
@@ -484,6 +485,11 @@ impl Ingest {
         (self.streams.verdicts, self.streams.verdict_errors)
     }
 
+    /// What was heard of edge nodes of Sparkplug B.
+    pub fn sparkplug(&self) -> SparkplugCounters {
+        self.streams.sparkplug()
+    }
+
     /// Messages acknowledged before their record, against their stream's wish.
     pub fn early_acks(&self) -> EarlyAcks {
         self.streams.early_acks
@@ -548,7 +554,7 @@ fn take_in(
     let (reason, detail, ack) = match router.route(user, publish.topic) {
         Route::Stream { stream, device } => {
             let key = router.devices().key(device).unwrap_or_default();
-            match streams.message(now, plan, lanes, (stream, device, key), publish.payload, waiting) {
+            match streams.message(now, plan, lanes, (stream, device, key), publish, waiting) {
                 Ok(ack) => return ack,
                 Err(Rejected { reason, detail }) => (reason, detail, PubAck::PayloadInvalid),
             }

@@ -9,8 +9,8 @@ use super::{EarlyAcks, Fate, FateCounters, Moment, Rejected, SampleCounts, Waiti
 use crate::block::{NewRecord, RecordKind};
 use crate::ids::Class;
 use crate::lanes::Lanes;
-use crate::mqtt::{Ack, DeviceIndex, PubAck};
-use crate::payload::{Decoder, PayloadFormat, Samples};
+use crate::mqtt::{Ack, DeviceIndex, PubAck, Publish};
+use crate::payload::{DecodeError, Decoder, Heard, PayloadFormat, Samples, SparkplugCounters, SparkplugNodes, SparkplugTopic};
 use crate::plan::{Placement, Plan};
 use crate::policy::{StreamFidelity, StreamPolicy};
 use crate::window::{Aggregate, Aggregator, Keep, KeepRules, Keeper, VerdictRecord, Window, Windower, encode_window};
@@ -77,6 +77,14 @@ struct Source {
     waiting: Vec<Waiting>,
 }
 
+/// The sources of a topic's messages and of the samples in them. They differ for Sparkplug B, where births and data of a device
+/// come on topics of their own.
+#[derive(Debug, Clone, Copy)]
+struct SourcePair {
+    message: u32,
+    samples: u32,
+}
+
 /// A window that is being scored.
 #[derive(Debug)]
 struct Pending {
@@ -94,7 +102,10 @@ struct Pending {
 pub(super) struct Streams {
     streams: Vec<Stream>,
     sources: Vec<Source>,
-    by_device: HashMap<(u16, DeviceIndex), u32, FixedState>,
+    by_device: HashMap<(u16, DeviceIndex), SourcePair, FixedState>,
+    /// Sources of samples that come on several topics.
+    by_key: HashMap<(u16, String), u32, FixedState>,
+    nodes: SparkplugNodes,
     samples: Samples,
     window: Vec<f32>,
     payload: Vec<u8>,
@@ -118,6 +129,8 @@ impl Streams {
             streams,
             sources: Vec::new(),
             by_device: HashMap::with_hasher(FixedState::with_seed(seed)),
+            by_key: HashMap::with_hasher(FixedState::with_seed(seed)),
+            nodes: SparkplugNodes::new(seed),
             samples: Samples::new(),
             window: Vec::new(),
             payload: Vec::new(),
@@ -145,6 +158,10 @@ impl Streams {
 
     pub(super) fn undecodable(&self, stream: u16) -> &BTreeMap<&'static str, u64> {
         &self.streams[usize::from(stream)].undecodable
+    }
+
+    pub(super) fn sparkplug(&self) -> SparkplugCounters {
+        self.nodes.counters()
     }
 
     /// For each stream, in one pass over all devices.
@@ -178,20 +195,15 @@ impl Streams {
         plan: &Plan,
         lanes: &mut Lanes,
         (stream_index, device, device_key): (u16, DeviceIndex, &str),
-        payload: &[u8],
+        publish: &Publish<'_>,
         waiting: Option<Waiting>,
     ) -> Result<Ack, Rejected> {
         let entry = &plan.streams[usize::from(stream_index)];
-        let source_index = self.source(stream_index, device, device_key);
+        let SourcePair { message: message_index, samples: source_index } = self.source(stream_index, device, device_key);
+        let must_keep = self.decode(stream_index, publish)?;
         let stream = &mut self.streams[usize::from(stream_index)];
         let source = &mut self.sources[source_index as usize];
         let received_us = now.event_us();
-        if let Err(error) = stream.decoder.decode(payload, &mut self.samples) {
-            stream.counters.add(Fate::Undecodable);
-            let reason = error.reason();
-            *stream.undecodable.entry(reason).or_default() += 1;
-            return Err(Rejected { reason, detail: error.to_string() });
-        }
         let has_values = !stream.opaque;
         let keep = match &stream.policy.keep {
             Some(rules) if has_values => source.keeper.keep_message(rules, &self.samples, received_us) != Keep::Fold,
@@ -204,11 +216,12 @@ impl Streams {
             kind: RecordKind::Raw,
             service_time: false,
             at_us: now.service_us,
-            payload,
+            payload: publish.payload,
         };
         let mut ack = None;
-        if keep {
-            let seq = lanes.push(now.service_us, entry.lane, stream_index, &base);
+        if keep || must_keep {
+            let record = NewRecord { source: message_index, device: device_key, ..base };
+            let seq = lanes.push(now.service_us, entry.lane, stream_index, &record);
             ack = Some(Ack::WhenSafe { lane: entry.lane, seq });
             stream.counters.add(Fate::Kept);
         }
@@ -276,20 +289,69 @@ impl Streams {
         Ok(if waits.is_some() { Ack::Later } else { Ack::Now(PubAck::Success) })
     }
 
-    fn source(&mut self, stream: u16, device: DeviceIndex, key: &str) -> u32 {
-        let next = self.sources.len() as u32;
-        let index = *self.by_device.entry((stream, device)).or_insert(next);
-        if index == next {
-            self.sources.push(Source {
-                stream,
-                device: key.into(),
-                keeper: Keeper::new(),
-                windower: None,
-                aggregator: None,
-                waiting: Vec::new(),
-            });
+    /// Fills `samples` from a message; says whether it is kept as it came whatever the policy.
+    fn decode(&mut self, index: u16, publish: &Publish<'_>) -> Result<bool, Rejected> {
+        let stream = &mut self.streams[usize::from(index)];
+        let heard = match stream.decoder.sparkplug() {
+            None => stream.decoder.decode(publish.payload, &mut self.samples).map(|()| None),
+            Some(decoder) => match SparkplugTopic::parse(publish.topic) {
+                Some(topic) => {
+                    let heard = self.nodes.message((index, decoder), &topic, publish.payload, &mut self.samples);
+                    heard.map(Some)
+                }
+                None => Err(DecodeError::SparkplugTopic),
+            },
+        };
+        match heard {
+            // Births say what later records mean, and what we lack the birth for others may understand.
+            Ok(heard) => Ok(heard.is_some_and(|heard| heard != Heard::Data)),
+            Err(error) => {
+                stream.counters.add(Fate::Undecodable);
+                let reason = error.reason();
+                *stream.undecodable.entry(reason).or_default() += 1;
+                Err(Rejected { reason, detail: error.to_string() })
+            }
         }
-        index
+    }
+
+    fn source(&mut self, stream: u16, device: DeviceIndex, key: &str) -> SourcePair {
+        if let Some(pair) = self.by_device.get(&(stream, device)) {
+            return *pair;
+        }
+        let message = self.add_source(stream, key);
+        let is_sparkplug = self.streams[usize::from(stream)].decoder.sparkplug().is_some();
+        let samples = if is_sparkplug {
+            // The type of message, where a wildcard matches it, is no part of the device's name.
+            let levels: Vec<&str> = key.split('/').collect();
+            let kind = levels.iter().position(|level| SparkplugTopic::is_kind(level));
+            let levels = levels.iter().enumerate().filter(|(at, _)| Some(*at) != kind).map(|(_, level)| *level);
+            let device = levels.collect::<Vec<_>>().join("/");
+            match self.by_key.get(&(stream, device.clone())) {
+                Some(known) => *known,
+                None => {
+                    let added = if device == key { message } else { self.add_source(stream, &device) };
+                    self.by_key.insert((stream, device), added);
+                    added
+                }
+            }
+        } else {
+            message
+        };
+        let pair = SourcePair { message, samples };
+        self.by_device.insert((stream, device), pair);
+        pair
+    }
+
+    fn add_source(&mut self, stream: u16, device: &str) -> u32 {
+        self.sources.push(Source {
+            stream,
+            device: device.into(),
+            keeper: Keeper::new(),
+            windower: None,
+            aggregator: None,
+            waiting: Vec::new(),
+        });
+        (self.sources.len() - 1) as u32
     }
 
     /// A window was scored, or could not be.

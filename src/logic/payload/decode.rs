@@ -2,8 +2,11 @@
 
 use std::sync::Arc;
 
-use super::json::JsonDecoder;
+use super::document::DocumentDecoder;
 use super::packed::PackedDecoder;
+use super::reader::Notation;
+use super::senml::SenmlDecoder;
+use super::sparkplug::SparkplugDecoder;
 use super::{
     DEPTH_MAX, FormatError, PAYLOAD_BYTES_MAX, PayloadFormat, ROWS_MAX, Samples, TIME_US_MAX, TimeOf, VALUES_MAX,
     format::check_rate,
@@ -18,7 +21,9 @@ pub struct Decoder {
 
 #[derive(Debug, Clone)]
 enum Kind {
-    Json(JsonDecoder),
+    Document(DocumentDecoder),
+    Senml(SenmlDecoder),
+    Sparkplug(SparkplugDecoder),
     Packed(PackedDecoder),
     Number,
     Opaque,
@@ -31,7 +36,14 @@ impl Decoder {
     /// The first mistake in the format, with what to change.
     pub fn new(format: &PayloadFormat) -> Result<Decoder, FormatError> {
         let (kind, rate_hz) = match format {
-            PayloadFormat::Json(json) => (Kind::Json(JsonDecoder::new(json)?), json.rate_hz),
+            PayloadFormat::Json(document) => {
+                (Kind::Document(DocumentDecoder::new(Notation::Json, document)?), document.rate_hz)
+            }
+            PayloadFormat::Cbor(document) => {
+                (Kind::Document(DocumentDecoder::new(Notation::Cbor, document)?), document.rate_hz)
+            }
+            PayloadFormat::Senml(senml) => (Kind::Senml(SenmlDecoder::new(senml)?), senml.rate_hz),
+            PayloadFormat::Sparkplug(metrics) => (Kind::Sparkplug(SparkplugDecoder::new(metrics)?), metrics.rate_hz),
             PayloadFormat::Packed(packed) => (Kind::Packed(PackedDecoder::new(packed)?), packed.rate_hz),
             PayloadFormat::Number(number) => {
                 check_rate(number.rate_hz)?;
@@ -45,7 +57,9 @@ impl Decoder {
     /// Values in each row; 0 for an opaque format.
     pub fn channels(&self) -> usize {
         match &self.kind {
-            Kind::Json(json) => json.channels(),
+            Kind::Document(document) => document.channels(),
+            Kind::Senml(senml) => senml.channels(),
+            Kind::Sparkplug(metrics) => metrics.channels(),
             Kind::Packed(packed) => packed.channels(),
             Kind::Number => 1,
             Kind::Opaque => 0,
@@ -57,7 +71,17 @@ impl Decoder {
         self.rate_hz
     }
 
-    /// Decodes one payload into `out`, replacing what was there.
+    /// The channels of a stream of Sparkplug B, whose messages need what was heard before: see [`SparkplugNodes`].
+    ///
+    /// [`SparkplugNodes`]: super::SparkplugNodes
+    pub fn sparkplug(&self) -> Option<&SparkplugDecoder> {
+        match &self.kind {
+            Kind::Sparkplug(metrics) => Some(metrics),
+            _ => None,
+        }
+    }
+
+    /// Decodes one payload into `out`, replacing what was there. Of Sparkplug B that is what the message says by itself.
     ///
     /// Costs about as much as reading the payload twice; allocates only while `out` grows.
     ///
@@ -76,7 +100,9 @@ impl Decoder {
             return Err(DecodeError::TooLong { len_bytes: payload.len() });
         }
         match &self.kind {
-            Kind::Json(json) => json.decode(payload, out),
+            Kind::Document(document) => document.decode(payload, out),
+            Kind::Senml(senml) => senml.decode(payload, out),
+            Kind::Sparkplug(metrics) => metrics.decode(payload, out),
             Kind::Packed(packed) => packed.decode(payload, out),
             Kind::Number => {
                 out.reset(1, None, TimeOf::Last);
@@ -114,24 +140,26 @@ pub enum DecodeError {
         /// Its length.
         len_bytes: usize,
     },
-    /// JSON must be UTF-8.
+    /// JSON must be UTF-8, and so must CBOR's texts.
     #[error("payload is not UTF-8 at byte {at}")]
     NotUtf8 {
         /// Offset of the first bad byte.
         at: usize,
     },
-    /// Not JSON.
-    #[error("payload is not JSON at byte {at}: expected {expected}")]
+    /// Not a document of its notation.
+    #[error("payload is not {notation} at byte {at}: expected {expected}")]
     Syntax {
+        /// `JSON` or `CBOR`.
+        notation: &'static str,
         /// Offset in the payload.
         at: usize,
         /// What could have stood there.
         expected: &'static str,
     },
     /// Arrays and objects are nested too deeply.
-    #[error("JSON at byte {at} is nested deeper than the limit of {DEPTH_MAX} levels")]
+    #[error("payload at byte {at} is nested deeper than the limit of {DEPTH_MAX} levels")]
     TooDeep {
-        /// Offset of the bracket that went too far.
+        /// Offset of the array or object that went too far.
         at: usize,
     },
     /// A field is absent or `null`.
@@ -200,6 +228,24 @@ pub enum DecodeError {
         /// The configured pointer.
         pointer: Arc<str>,
     },
+    /// Some rows have times of their own, others are relative to now.
+    #[error("some values have a time, others are relative to the time of receipt")]
+    MixedTimes,
+    /// A SenML pack of a version that is not known.
+    #[error("SenML of version {version} instead of 10 at most")]
+    Version {
+        /// What it says.
+        version: u64,
+    },
+    /// A SenML pack with a field that must be understood, by its name, and is not.
+    #[error("SenML has a field that must be understood, and is not")]
+    NotUnderstood,
+    /// Sparkplug B with a compressed body.
+    #[error("payload is compressed, which is not read: turn compression off in the edge node")]
+    Compressed,
+    /// A topic that is not one of births, data and deaths of Sparkplug B.
+    #[error("topic is not spBv1.0/GROUP/TYPE/NODE[/DEVICE] of a birth, data or death")]
+    SparkplugTopic,
     /// Not a plain decimal number of at most 64 bytes.
     #[error("payload is not a plain decimal number of at most {NUMBER_BYTES_MAX} bytes")]
     NotANumber,
@@ -222,6 +268,11 @@ impl DecodeError {
             DecodeError::TooManyRows => "too_many_rows",
             DecodeError::Empty => "empty",
             DecodeError::TimeRange { .. } => "time_range",
+            DecodeError::MixedTimes => "mixed_times",
+            DecodeError::Version { .. } => "version",
+            DecodeError::NotUnderstood => "not_understood",
+            DecodeError::Compressed => "compressed",
+            DecodeError::SparkplugTopic => "sparkplug_topic",
             DecodeError::NotANumber => "not_a_number",
         }
     }

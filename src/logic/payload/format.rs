@@ -9,6 +9,9 @@ use super::{CHANNELS_MAX, DEPTH_MAX};
 /// ```toml
 /// payload = { format = "json", fields = ["/temp", "/hum"], time = "/ts", time_unit = "ms" }
 /// payload = { format = "json", layout = "rows", samples = "/imu", channels = 6, rate_hz = 50.0 }
+/// payload = { format = "cbor", layout = "columns", fields = ["/acc/x", "/acc/y"], rate_hz = 100.0 }
+/// payload = { format = "senml", fields = ["*temp", "*humidity"], units = ["Cel", "%RH"] }
+/// payload = { format = "sparkplug", fields = ["Motor/RPM", "Motor/Temperature"] }
 /// payload = { format = "packed", element = "i16", channels = 6, scale = 0.001, rate_hz = 50.0 }
 /// payload = { format = "number" }
 /// payload = { format = "opaque" }
@@ -17,7 +20,13 @@ use super::{CHANNELS_MAX, DEPTH_MAX};
 #[serde(tag = "format", rename_all = "snake_case")]
 pub enum PayloadFormat {
     /// A JSON document.
-    Json(JsonFormat),
+    Json(DocumentFormat),
+    /// A CBOR document (RFC 8949), in which the same pointers lead to the same places; see [`DocumentFormat::fields`].
+    Cbor(DocumentFormat),
+    /// A SenML pack (RFC 8428) of JSON or CBOR, which its first byte tells apart.
+    Senml(SenmlFormat),
+    /// Messages of Sparkplug B, on its own topics.
+    Sparkplug(SparkplugFormat),
     /// Interleaved little-endian numbers and nothing else.
     Packed(PackedFormat),
     /// One decimal number as text, such as `21.5` or `-3e2`.
@@ -26,15 +35,16 @@ pub enum PayloadFormat {
     Opaque(OpaqueFormat),
 }
 
-/// Where the numbers are in a JSON document.
+/// Where the numbers are in a JSON or CBOR document.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct JsonFormat {
+pub struct DocumentFormat {
     /// How the samples lie in the document. Default `single`.
     #[serde(default)]
-    pub layout: JsonLayout,
+    pub layout: Layout,
     /// JSON pointers (RFC 6901), one per channel, in channel order: from the document's root, or, in the layout
-    /// `objects`, from each element. Not used in the layout `rows`.
+    /// `objects`, from each element. Not used in the layout `rows`. In CBOR a step such as `3` or `-1` is also a key that is
+    /// that number, and a typed array (RFC 8746) is an array.
     #[serde(default)]
     pub fields: Vec<String>,
     /// JSON pointer to the array of samples, in the layouts `rows` and `objects`.
@@ -47,7 +57,8 @@ pub struct JsonFormat {
     /// window lengths in time into samples.
     #[serde(default)]
     pub rate_hz: Option<f64>,
-    /// JSON pointer to the message's time, a number since the Unix epoch. Without it the time of receipt is taken.
+    /// JSON pointer to the message's time, a number since the Unix epoch. Without it the time of receipt is taken. In CBOR a
+    /// time that is tagged as one (RFC 3339 text, or seconds) is read as it says.
     #[serde(default)]
     pub time: Option<String>,
     /// The unit of `time`. Default `s`.
@@ -58,10 +69,10 @@ pub struct JsonFormat {
     pub time_of: TimeOf,
 }
 
-/// How the samples lie in a JSON document.
+/// How the samples lie in a document.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum JsonLayout {
+pub enum Layout {
     /// One sample a message; each of `fields` points to a number.
     #[default]
     Single,
@@ -73,14 +84,14 @@ pub enum JsonLayout {
     Columns,
 }
 
-impl JsonLayout {
+impl Layout {
     /// The layout as it is written in the configuration.
     pub fn name(self) -> &'static str {
         match self {
-            JsonLayout::Single => "single",
-            JsonLayout::Rows => "rows",
-            JsonLayout::Objects => "objects",
-            JsonLayout::Columns => "columns",
+            Layout::Single => "single",
+            Layout::Rows => "rows",
+            Layout::Objects => "objects",
+            Layout::Columns => "columns",
         }
     }
 }
@@ -109,6 +120,33 @@ pub enum TimeOf {
     /// The last row; the others came before. It is right for a sensor that collects, then sends.
     #[default]
     Last,
+}
+
+/// Which records of a SenML pack are which channel.
+#[derive(Debug, Clone, PartialEq, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SenmlFormat {
+    /// Names, one per channel, in channel order: a record's whole name, or `*` and its end, because names begin with the device.
+    #[serde(default)]
+    pub fields: Vec<String>,
+    /// Units, one per channel: a record of another unit is not the channel's; `""` for any. Default: any.
+    #[serde(default)]
+    pub units: Vec<String>,
+    /// Nominal rows a second; only turns window lengths in time into samples.
+    #[serde(default)]
+    pub rate_hz: Option<f64>,
+}
+
+/// Which metrics of Sparkplug B are which channel.
+#[derive(Debug, Clone, PartialEq, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SparkplugFormat {
+    /// Names of metrics as their birth says them, one per channel, in channel order.
+    #[serde(default)]
+    pub fields: Vec<String>,
+    /// Nominal rows a second; only turns window lengths in time into samples.
+    #[serde(default)]
+    pub rate_hz: Option<f64>,
 }
 
 /// Interleaved little-endian numbers: `c0 c1 .. c0 c1 ..`.
@@ -235,6 +273,31 @@ pub enum FormatError {
         /// What the configuration says.
         rate_hz: f64,
     },
+    /// A name that no SenML record can have.
+    #[error("`{name}` is no name of SenML: write letters, digits and `-:./_`, or `*` and the end of a name")]
+    NameSyntax {
+        /// The name as given.
+        name: String,
+    },
+    /// One record would be two channels.
+    #[error("`{first}` and `{second}` are names of the same value: give each channel a name, or a unit, of its own")]
+    NameOverlap {
+        /// The name that came first.
+        first: String,
+        /// The name that clashes with it.
+        second: String,
+    },
+    /// `units` has the wrong number of entries.
+    #[error("`units` has {len} entries for {channels} `fields`: give one each, or none at all")]
+    UnitsLen {
+        /// Entries given.
+        len: usize,
+        /// Channels of the format.
+        channels: usize,
+    },
+    /// A metric without a name.
+    #[error("a metric has an empty name: write the name that its birth gives it")]
+    MetricEmpty,
     /// `scale` or `offset` has the wrong number of entries.
     #[error("`{key}` has {len} numbers for {channels} channels: give one for all, or one each")]
     PerChannelLen {

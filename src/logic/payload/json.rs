@@ -1,312 +1,335 @@
-//! JSON payloads: one walk over the document fills the channels that its pointers name.
+//! A JSON scanner that walks a document once, in place, with a depth limit.
+//!
+//! It knows the grammar of RFC 8259 and nothing of values: a caller reads a number or a literal where it wants one and
+//! skips the rest.
+//!
+//! What runs once per key is forced inline: returned through memory, a key costs as much again as scanning it (measured
+//! as 590 ns against 360 ns for 208 bytes).
 
-use std::sync::Arc;
+use super::reader::{Begin, Expected, Fault, Key, Notation, Reader, Ticks, deeper};
+use super::{DecodeError, TimeUnit};
 
-use super::format::{check_channels, check_rate};
-use super::pointer::{Leaf, PointerTree};
-use super::scan::{Begin, Scan};
-use super::{DecodeError, FormatError, JsonFormat, JsonLayout, ROWS_MAX, Samples, TIME_US_MAX, TimeUnit, VALUES_MAX};
-
-/// A compiled [`JsonFormat`].
+/// A position in a JSON text.
 #[derive(Debug, Clone)]
-pub(super) struct JsonDecoder {
-    format: JsonFormat,
-    channels: usize,
-    /// Pointers from the document's root.
-    root: PointerTree,
-    /// Pointers from an element of the samples, in the layout `objects`.
-    element: PointerTree,
-    /// The pointer of each channel, for errors.
-    fields: Vec<Arc<str>>,
-    samples: Arc<str>,
-    time: Arc<str>,
+pub(super) struct JsonReader<'a> {
+    text: &'a str,
+    bytes: &'a [u8],
+    at: usize,
+    depth: usize,
 }
 
-impl JsonDecoder {
-    pub(super) fn new(format: &JsonFormat) -> Result<JsonDecoder, FormatError> {
-        check_keys(format)?;
-        check_rate(format.rate_hz)?;
-        let channels = match format.layout {
-            JsonLayout::Rows => format.channels.unwrap_or(0),
-            _ => format.fields.len(),
-        };
-        check_channels(channels)?;
-        let mut root = PointerTree::new();
-        let mut element = PointerTree::new();
-        let mut fields = Vec::new();
-        for (channel, pointer) in format.fields.iter().enumerate() {
-            let tree = if format.layout == JsonLayout::Objects { &mut element } else { &mut root };
-            fields.push(tree.insert(pointer, Leaf::Channel(channel))?);
-        }
-        let mut place = |pointer: &Option<String>, leaf| match pointer {
-            Some(pointer) => root.insert(pointer, leaf),
-            None => Ok("".into()),
-        };
-        let samples = place(&format.samples, Leaf::Rows)?;
-        let time = place(&format.time, Leaf::Time)?;
-        Ok(JsonDecoder { format: format.clone(), channels, root, element, fields, samples, time })
+/// A string as it stands in the text, without its quotes.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct RawText<'a> {
+    raw: &'a str,
+    escaped: bool,
+}
+
+impl<'a> JsonReader<'a> {
+    /// A scanner at the start of a payload, which is checked to be UTF-8.
+    pub(super) fn new(payload: &'a [u8]) -> Result<JsonReader<'a>, DecodeError> {
+        let text = std::str::from_utf8(payload).map_err(|error| DecodeError::NotUtf8 { at: error.valid_up_to() })?;
+        Ok(JsonReader { text, bytes: payload, at: 0, depth: 0 })
     }
 
-    pub(super) fn channels(&self) -> usize {
-        self.channels
-    }
-
-    pub(super) fn decode(&self, payload: &[u8], out: &mut Samples) -> Result<(), DecodeError> {
-        let layout = self.format.layout;
-        let spacing_hz = if layout == JsonLayout::Single { None } else { self.format.rate_hz };
-        out.reset(self.channels, spacing_hz, self.format.time_of);
-        match layout {
-            JsonLayout::Single => out.values.resize(self.channels, f64::NAN),
-            JsonLayout::Columns => out.columns.resize(self.channels, None),
-            JsonLayout::Rows | JsonLayout::Objects => {}
+    /// Consumes a number and returns its text, which `f64::from_str` understands.
+    fn number_text(&mut self) -> Result<&'a str, Fault> {
+        let start = self.at;
+        if self.peek() == Some(b'-') {
+            self.at += 1;
         }
-        let mut scan = Scan::new(payload)?;
-        let mut found_rows = false;
-        self.walk(&self.root, 0, &mut scan, out, &mut found_rows)?;
-        scan.finish()?;
-        if self.format.time.is_some() && out.time_us.is_none() {
-            return Err(missing(&self.time));
+        match self.peek() {
+            Some(b'0') => self.at += 1,
+            Some(b'1'..=b'9') => self.digits(),
+            _ => return Err(self.expected(Expected::Digit)),
         }
-        match layout {
-            JsonLayout::Single => self.check_row(out, 0),
-            JsonLayout::Columns => self.transpose(out),
-            JsonLayout::Rows | JsonLayout::Objects if !found_rows => Err(missing(&self.samples)),
-            JsonLayout::Rows | JsonLayout::Objects if out.values.is_empty() => Err(DecodeError::Empty),
-            JsonLayout::Rows | JsonLayout::Objects => Ok(()),
+        if self.peek() == Some(b'.') {
+            self.at += 1;
+            self.some_digits()?;
         }
-    }
-
-    /// Walks one value: down the tree where pointers lead, past everything else.
-    fn walk(
-        &self,
-        tree: &PointerTree,
-        node: usize,
-        scan: &mut Scan<'_>,
-        out: &mut Samples,
-        found_rows: &mut bool,
-    ) -> Result<(), DecodeError> {
-        match tree.leaf(node) {
-            Some(Leaf::Channel(channel)) if self.format.layout == JsonLayout::Columns => {
-                return self.column(channel, scan, out);
+        if matches!(self.peek(), Some(b'e' | b'E')) {
+            self.at += 1;
+            if matches!(self.peek(), Some(b'+' | b'-')) {
+                self.at += 1;
             }
-            Some(Leaf::Channel(channel)) => return self.field(channel, scan, out),
-            Some(Leaf::Time) => return self.time(scan, out),
-            Some(Leaf::Rows) => {
-                *found_rows = scan.begin()? != Begin::Null;
-                return if *found_rows { self.rows(scan, out) } else { Ok(scan.skip()?) };
+            self.some_digits()?;
+        }
+        Ok(&self.text[start..self.at])
+    }
+
+    #[inline(always)]
+    fn next_item(&mut self, first: bool, close: u8, expected: Expected) -> Result<bool, Fault> {
+        self.space();
+        match self.peek() {
+            Some(byte) if byte == close => {
+                self.at += 1;
+                self.depth -= 1;
+                Ok(false)
             }
-            None => {}
+            Some(b',') if !first => {
+                self.at += 1;
+                Ok(true)
+            }
+            Some(_) if first => Ok(true),
+            _ => Err(self.expected(expected)),
         }
-        let begin = scan.begin()?;
-        if !matches!(begin, Begin::Object | Begin::Array) {
-            return Ok(scan.skip()?);
-        }
-        scan.open()?;
-        let mut index = 0;
+    }
+
+    #[inline(always)]
+    fn string(&mut self) -> Result<RawText<'a>, Fault> {
+        let start = self.at + 1;
+        self.at = start;
+        let mut escaped = false;
         loop {
-            let child = if begin == Begin::Object {
-                let Some(key) = scan.member(index == 0)? else { return Ok(()) };
-                tree.member(node, key)
-            } else {
-                if !scan.element(index == 0)? {
-                    return Ok(());
+            match self.peek() {
+                Some(b'"') => break,
+                Some(b'\\') => {
+                    escaped = true;
+                    self.escape()?;
                 }
-                tree.element(node, index)
-            };
-            match child {
-                Some(child) => self.walk(tree, child, scan, out, found_rows)?,
-                None => scan.skip()?,
+                Some(0..0x20) => return Err(self.expected(Expected::Control)),
+                Some(_) => self.at += 1,
+                None => return Err(self.expected(Expected::Quote)),
             }
-            index += 1;
         }
+        let raw = &self.text[start..self.at];
+        self.at += 1;
+        Ok(RawText { raw, escaped })
     }
 
-    /// Reads a channel's value into the last row; `null` takes away what an earlier key of the same name gave.
-    fn field(&self, channel: usize, scan: &mut Scan<'_>, out: &mut Samples) -> Result<(), DecodeError> {
-        let base = out.values.len() - self.channels;
-        let place = (base / self.channels, channel);
-        out.values[base + channel] = value(scan, &self.fields[channel], place)?.unwrap_or(f64::NAN);
-        Ok(())
-    }
-
-    /// Reads a channel's array in the layout `columns`.
-    fn column(&self, channel: usize, scan: &mut Scan<'_>, out: &mut Samples) -> Result<(), DecodeError> {
-        let pointer = &self.fields[channel];
-        match scan.begin()? {
-            Begin::Array => {}
-            Begin::Null => {
-                out.columns[channel] = None;
-                return Ok(scan.skip()?);
+    #[cold]
+    fn escape(&mut self) -> Result<(), Fault> {
+        self.at += 1;
+        match self.peek() {
+            Some(b'"' | b'\\' | b'/' | b'b' | b'f' | b'n' | b'r' | b't') => self.at += 1,
+            Some(b'u') => {
+                self.at += 1;
+                for _ in 0..4 {
+                    if !self.peek().is_some_and(|byte| byte.is_ascii_hexdigit()) {
+                        return Err(self.expected(Expected::Hex));
+                    }
+                    self.at += 1;
+                }
             }
-            other => return Err(wrong_type(pointer, "an array", other)),
-        }
-        scan.open()?;
-        let start = out.scratch.len();
-        let mut len = 0;
-        while scan.element(len == 0)? {
-            if len == ROWS_MAX || out.scratch.len() == VALUES_MAX {
-                return Err(DecodeError::TooManyRows);
-            }
-            let number = value(scan, pointer, (len, channel))?;
-            out.scratch.push(number.ok_or_else(|| wrong_type(pointer, "a number", Begin::Null))?);
-            len += 1;
-        }
-        out.columns[channel] = Some((start, len));
-        Ok(())
-    }
-
-    /// Reads the array of samples in the layouts `rows` and `objects`.
-    fn rows(&self, scan: &mut Scan<'_>, out: &mut Samples) -> Result<(), DecodeError> {
-        let begin = scan.begin()?;
-        if begin != Begin::Array {
-            return Err(wrong_type(&self.samples, "an array", begin));
-        }
-        out.values.clear();
-        scan.open()?;
-        let mut row = 0;
-        while scan.element(row == 0)? {
-            if row == ROWS_MAX || out.values.len() + self.channels > VALUES_MAX {
-                return Err(DecodeError::TooManyRows);
-            }
-            if self.format.layout == JsonLayout::Objects {
-                out.values.resize(out.values.len() + self.channels, f64::NAN);
-                self.walk(&self.element, 0, scan, out, &mut false)?;
-                self.check_row(out, row)?;
-            } else {
-                self.row(row, scan, out)?;
-            }
-            row += 1;
+            _ => return Err(self.expected(Expected::Escape)),
         }
         Ok(())
     }
 
-    /// Reads one row in the layout `rows`.
-    fn row(&self, row: usize, scan: &mut Scan<'_>, out: &mut Samples) -> Result<(), DecodeError> {
-        let mut number = |scan: &mut Scan<'_>, channel| -> Result<(), DecodeError> {
-            let number = value(scan, &self.samples, (row, channel))?;
-            out.values.push(number.ok_or_else(|| wrong_type(&self.samples, "a number", Begin::Null))?);
-            Ok(())
-        };
-        match scan.begin()? {
-            Begin::Array => {}
-            _ if self.channels == 1 => return number(scan, 0),
-            other => return Err(wrong_type(&self.samples, "an array of arrays", other)),
+    fn literal(&mut self, word: &'static str) -> Result<(), Fault> {
+        if !self.bytes[self.at..].starts_with(word.as_bytes()) {
+            return Err(self.expected(Expected::Literal));
         }
-        scan.open()?;
-        let mut len = 0;
-        while scan.element(len == 0)? {
-            if len == self.channels {
-                return Err(DecodeError::RowLen { row, len: len + 1, expected: self.channels });
-            }
-            number(scan, len)?;
-            len += 1;
-        }
-        if len == self.channels { Ok(()) } else { Err(DecodeError::RowLen { row, len, expected: self.channels }) }
-    }
-
-    fn time(&self, scan: &mut Scan<'_>, out: &mut Samples) -> Result<(), DecodeError> {
-        out.time_us = match scan.begin()? {
-            Begin::Number => {
-                let time_us = time_us(scan.number()?, self.format.time_unit);
-                Some(time_us.ok_or_else(|| DecodeError::TimeRange { pointer: Arc::clone(&self.time) })?)
-            }
-            Begin::Null => {
-                scan.skip()?;
-                None
-            }
-            other => return Err(wrong_type(&self.time, "a number", other)),
-        };
+        self.at += word.len();
         Ok(())
     }
 
-    /// Checks that every channel of a row was found: values are finite, so a NaN is one that was not.
-    fn check_row(&self, out: &Samples, row: usize) -> Result<(), DecodeError> {
-        match out.row(row).iter().position(|value| value.is_nan()) {
-            Some(channel) => Err(missing(&self.fields[channel])),
-            None => Ok(()),
+    fn some_digits(&mut self) -> Result<(), Fault> {
+        if !self.peek().is_some_and(|byte| byte.is_ascii_digit()) {
+            return Err(self.expected(Expected::Digit));
+        }
+        self.digits();
+        Ok(())
+    }
+
+    fn digits(&mut self) {
+        while self.peek().is_some_and(|byte| byte.is_ascii_digit()) {
+            self.at += 1;
         }
     }
 
-    /// Turns columns into rows.
-    fn transpose(&self, out: &mut Samples) -> Result<(), DecodeError> {
-        let mut rows = None;
-        for (column, pointer) in out.columns.iter().zip(&self.fields) {
-            let (_, len) = column.ok_or_else(|| missing(pointer))?;
-            let expected = *rows.get_or_insert(len);
-            if len != expected {
-                return Err(DecodeError::ColumnLen { pointer: Arc::clone(pointer), len, expected });
-            }
+    #[inline(always)]
+    fn space(&mut self) {
+        while matches!(self.peek(), Some(b' ' | b'\t' | b'\n' | b'\r')) {
+            self.at += 1;
         }
-        let rows = rows.unwrap_or(0);
-        for row in 0..rows {
-            out.values.extend(out.columns.iter().flatten().map(|(start, _)| out.scratch[start + row]));
-        }
-        if rows == 0 { Err(DecodeError::Empty) } else { Ok(()) }
+    }
+
+    #[inline(always)]
+    fn peek(&self) -> Option<u8> {
+        self.bytes.get(self.at).copied()
+    }
+
+    fn expected(&self, expected: Expected) -> Fault {
+        Fault { at: self.at as u32, notation: Notation::Json, expected }
     }
 }
 
-/// Checks that each layout has the keys it needs and no others.
-fn check_keys(format: &JsonFormat) -> Result<(), FormatError> {
-    let layout = format.layout.name();
-    let (fields, samples, rate) = match format.layout {
-        JsonLayout::Single => (true, false, None),
-        JsonLayout::Rows => (false, true, Some(true)),
-        JsonLayout::Objects => (true, true, Some(true)),
-        JsonLayout::Columns => (true, false, Some(true)),
-    };
-    let keys = [
-        ("fields", !format.fields.is_empty(), Some(fields)),
-        ("samples", format.samples.is_some(), Some(samples)),
-        ("channels", format.channels.is_some(), Some(format.layout == JsonLayout::Rows)),
-        ("rate_hz", format.rate_hz.is_some(), rate),
-    ];
-    for (key, given, wanted) in keys {
-        match (given, wanted) {
-            (false, Some(true)) => return Err(FormatError::KeyMissing { layout, key }),
-            (true, Some(false)) => return Err(FormatError::KeyUnused { layout, key }),
-            _ => {}
+impl<'a> Reader<'a> for JsonReader<'a> {
+    type Key = RawText<'a>;
+
+    fn finish(&mut self) -> Result<(), Fault> {
+        self.space();
+        if self.at == self.bytes.len() { Ok(()) } else { Err(self.expected(Expected::End)) }
+    }
+
+    fn begin(&mut self) -> Result<Begin, Fault> {
+        self.space();
+        match self.peek() {
+            Some(b'{') => Ok(Begin::Object),
+            Some(b'[') => Ok(Begin::Array),
+            Some(b'"') => Ok(Begin::Text),
+            Some(b'-' | b'0'..=b'9') => Ok(Begin::Number),
+            Some(b't') => Ok(Begin::True),
+            Some(b'f') => Ok(Begin::False),
+            Some(b'n') => Ok(Begin::Null),
+            _ => Err(self.expected(Expected::Value)),
         }
     }
-    Ok(())
-}
 
-/// Reads a finite number or a boolean; none for `null`. `place` is the row and the channel.
-fn value(scan: &mut Scan<'_>, pointer: &Arc<str>, place: (usize, usize)) -> Result<Option<f64>, DecodeError> {
-    let begin = scan.begin()?;
-    let value = match begin {
-        Begin::Number => scan.number()?.parse().unwrap_or(f64::INFINITY),
-        Begin::True | Begin::False => {
-            scan.skip()?;
-            f64::from(u8::from(begin == Begin::True))
-        }
-        Begin::Null => {
-            scan.skip()?;
+    fn open(&mut self) -> Result<(), Fault> {
+        self.depth = deeper(self.depth).ok_or_else(|| self.expected(Expected::Shallower))?;
+        self.at += 1;
+        Ok(())
+    }
+
+    fn element(&mut self, first: bool) -> Result<bool, Fault> {
+        self.next_item(first, b']', Expected::CommaOrBracket)
+    }
+
+    #[inline(always)]
+    fn member(&mut self, first: bool) -> Result<Option<RawText<'a>>, Fault> {
+        if !self.next_item(first, b'}', Expected::CommaOrBrace)? {
             return Ok(None);
         }
-        other => return Err(wrong_type(pointer, "a number", other)),
-    };
-    if value.is_finite() { Ok(Some(value)) } else { Err(DecodeError::NotFinite { row: place.0, channel: place.1 }) }
+        self.space();
+        if self.peek() != Some(b'"') {
+            return Err(self.expected(Expected::Key));
+        }
+        let key = self.string()?;
+        self.space();
+        if self.peek() != Some(b':') {
+            return Err(self.expected(Expected::Colon));
+        }
+        self.at += 1;
+        Ok(Some(key))
+    }
+
+    fn skip(&mut self) -> Result<(), Fault> {
+        match self.begin()? {
+            Begin::Text => self.string().map(drop),
+            Begin::Number => self.number_text().map(drop),
+            Begin::True => self.literal("true"),
+            Begin::False => self.literal("false"),
+            Begin::Array => {
+                self.open()?;
+                let mut first = true;
+                while self.element(first)? {
+                    first = false;
+                    self.skip()?;
+                }
+                Ok(())
+            }
+            Begin::Object => {
+                self.open()?;
+                let mut first = true;
+                while self.member(first)?.is_some() {
+                    first = false;
+                    self.skip()?;
+                }
+                Ok(())
+            }
+            _ => self.literal("null"),
+        }
+    }
+
+    fn number(&mut self) -> Result<f64, Fault> {
+        Ok(self.number_text()?.parse().unwrap_or(f64::INFINITY))
+    }
+
+    fn time_us(&mut self, unit: TimeUnit) -> Result<Option<i64>, Fault> {
+        let text = self.number_text()?;
+        let ticks = text.parse().map(Ticks::Whole).or_else(|_| text.parse().map(Ticks::Fraction));
+        Ok(ticks.ok().and_then(|ticks| ticks.time_us(unit)))
+    }
+
+    fn text(&mut self, out: &mut String) -> Result<(), Fault> {
+        let text = self.string()?;
+        out.clear();
+        text.append_to(out);
+        Ok(())
+    }
 }
 
-/// The time in microseconds, exact for integers; none when it is out of range.
-fn time_us(text: &str, unit: TimeUnit) -> Option<i64> {
-    let (times, per) = match unit {
-        TimeUnit::S => (1_000_000, 1),
-        TimeUnit::Ms => (1_000, 1),
-        TimeUnit::Us => (1, 1),
-        TimeUnit::Ns => (1, 1_000),
-    };
-    let time_us = match text.parse::<i64>() {
-        Ok(time) => (time / per).checked_mul(times)?,
-        Err(_) => (text.parse::<f64>().ok()? * times as f64 / per as f64).round() as i64,
-    };
-    (0..=TIME_US_MAX).contains(&time_us).then_some(time_us)
+impl Key for RawText<'_> {
+    /// A lone surrogate equals nothing.
+    #[inline]
+    fn is(&self, token: &str) -> bool {
+        if self.escaped { self.unescaped_is(token) } else { self.raw == token }
+    }
+
+    fn number(&self) -> Option<i64> {
+        None
+    }
+
+    fn ends_with(&self, byte: u8) -> bool {
+        self.raw.as_bytes().ends_with(&[byte])
+    }
 }
 
-fn missing(pointer: &Arc<str>) -> DecodeError {
-    DecodeError::Missing { pointer: Arc::clone(pointer) }
+impl RawText<'_> {
+    /// Appends the text, its escapes resolved; a lone surrogate becomes U+FFFD.
+    fn append_to(self, out: &mut String) {
+        let mut rest = self.raw;
+        while let Some(at) = rest.find('\\') {
+            out.push_str(&rest[..at]);
+            rest = &rest[at..];
+            let escape = rest;
+            out.push(unescaped_char(&mut rest).unwrap_or(char::REPLACEMENT_CHARACTER));
+            if rest.len() == escape.len() {
+                rest = &rest[LONE_SURROGATE_LEN..];
+            }
+        }
+        out.push_str(rest);
+    }
+
+    #[cold]
+    fn unescaped_is(&self, token: &str) -> bool {
+        let mut rest = self.raw;
+        let mut wanted = token.chars();
+        while !rest.is_empty() {
+            let Some(next) = unescaped_char(&mut rest) else { return false };
+            if wanted.next() != Some(next) {
+                return false;
+            }
+        }
+        wanted.next().is_none()
+    }
 }
 
-fn wrong_type(pointer: &Arc<str>, expected: &'static str, found: Begin) -> DecodeError {
-    DecodeError::WrongType { pointer: Arc::clone(pointer), expected, found: found.name() }
+/// Bytes of `\uXXXX`.
+const LONE_SURROGATE_LEN: usize = 6;
+
+/// Takes one character, or one escape (or pair of surrogates), off the front of a string whose grammar is known good.
+fn unescaped_char(rest: &mut &str) -> Option<char> {
+    let mut chars = rest.chars();
+    let mut next = chars.next()?;
+    if next == '\\' {
+        next = match chars.next()? {
+            'b' => '\u{8}',
+            'f' => '\u{c}',
+            'n' => '\n',
+            'r' => '\r',
+            't' => '\t',
+            'u' => {
+                let (unit, tail) = hex_unit(chars.as_str())?;
+                chars = tail.chars();
+                if (0xD800..0xDC00).contains(&unit) {
+                    let (low, tail) = hex_unit(tail.strip_prefix("\\u")?)?;
+                    chars = tail.chars();
+                    char::decode_utf16([unit, low]).next()?.ok()?
+                } else {
+                    char::from_u32(u32::from(unit))?
+                }
+            }
+            same => same,
+        };
+    }
+    *rest = chars.as_str();
+    Some(next)
+}
+
+fn hex_unit(text: &str) -> Option<(u16, &str)> {
+    let (digits, tail) = text.split_at_checked(4)?;
+    Some((u16::from_str_radix(digits, 16).ok()?, tail))
 }

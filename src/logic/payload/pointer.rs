@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::scan::RawText;
+use super::reader::Key;
 use super::{DEPTH_MAX, FormatError};
 
 /// What a pointer leads to.
@@ -68,7 +68,7 @@ impl PointerTree {
     }
 
     /// The node that a member of an object leads to.
-    pub(super) fn member(&self, node: usize, key: RawText<'_>) -> Option<usize> {
+    pub(super) fn member(&self, node: usize, key: impl Key) -> Option<usize> {
         self.nodes[node].children.iter().find(|child| key.is(&child.token)).map(|child| child.node)
     }
 

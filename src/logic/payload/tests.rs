@@ -1,6 +1,11 @@
 use proptest::prelude::*;
 
+use super::reader::Reader;
 use super::*;
+
+mod cbor;
+mod senml;
+mod sparkplug;
 
 fn decoder(json: &str) -> Decoder {
     Decoder::new(&serde_json::from_str(json).expect("a format")).expect("a valid format")
@@ -335,9 +340,9 @@ proptest! {
     }
 
     #[test]
-    fn the_scanner_accepts_what_serde_json_accepts(text in jsonish()) {
-        let mut scan = scan::Scan::new(text.as_bytes()).expect("UTF-8");
-        let ours = scan.skip().and_then(|()| scan.finish());
+    fn the_reader_accepts_what_serde_json_accepts(text in jsonish()) {
+        let mut reader = json::JsonReader::new(text.as_bytes()).expect("UTF-8");
+        let ours = reader.skip().and_then(|()| reader.finish());
         match serde_json::from_str::<serde::de::IgnoredAny>(&text) {
             Ok(_) if depth(&text) <= DEPTH_MAX => prop_assert_eq!(ours, Ok(())),
             _ => prop_assert!(ours.is_err()),

@@ -5,7 +5,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::block::{NewRecord, Staging};
 use crate::ids::{Class, Epoch};
-use crate::payload::{ElementType, NumberFormat, OpaqueFormat, PackedFormat, TimeOf};
+use crate::payload::{ElementType, NumberFormat, OpaqueFormat, PackedFormat, SparkplugFormat, TimeOf};
 use crate::policy::StreamFidelity;
 
 const STREAMS: [&str; 3] = ["numbers", "blobs", "alarms"];
@@ -33,6 +33,13 @@ fn policies() -> Vec<StreamPolicy> {
             value: None,
         })
         .collect()
+}
+
+#[test]
+fn what_could_be_a_birth_that_others_need_is_never_thinned() {
+    let mut policies = policies();
+    policies[1].format = PayloadFormat::Sparkplug(SparkplugFormat { fields: vec!["rpm".to_owned()], rate_hz: None });
+    assert_eq!(*Thinner::new(&policies, 1).floors(), [Level::Aggregate, Level::Raw, Level::Aggregate]);
 }
 
 /// A block of `(stream, device, kind, payload)`, from sequence number 100, one record a millisecond.
