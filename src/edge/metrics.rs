@@ -77,6 +77,8 @@ fn ingest(status: &Status, out: &mut MetricsText) {
     let early = i.early_acks.iter().map(|(reason, &count)| ([("reason", reason.as_str())], count));
     let help = "Messages acknowledged before the record that their stream wanted to wait for, by reason.";
     out.counters("weir_ingest_early_acks_total", help, early);
+    let sparkplug = i.sparkplug.iter().map(|(word, &count)| ([("count", word.as_str())], count));
+    out.counters("weir_ingest_sparkplug_total", "What was heard of edge nodes of Sparkplug B.", sparkplug);
     out.counter("weir_ingest_topics_evicted_total", "Topics forgotten to make room for others.", i.topics_evicted);
     out.counter("weir_ingest_verdicts_total", "Verdicts given.", i.verdicts);
     out.counter("weir_ingest_verdict_errors_total", "Windows that could not be scored.", i.verdict_errors);

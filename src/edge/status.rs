@@ -12,6 +12,7 @@ use weir_logic::health::{BreakerState, PathStats};
 use weir_logic::ids::Class;
 use weir_logic::ingest::SampleCounts;
 use weir_logic::mqtt::Counters;
+use weir_logic::payload::SparkplugCounters;
 use weir_logic::rollout::OfferState;
 
 use crate::shell::listen::ListenCounters;
@@ -109,6 +110,8 @@ pub struct IngestStatus {
     pub limits: BTreeMap<String, u64>,
     /// Messages acknowledged before the record their stream wanted to wait for, by reason.
     pub early_acks: BTreeMap<String, u64>,
+    /// What was heard of edge nodes of Sparkplug B, by word: `births`, `unborn`, `seq_missing` and so on.
+    pub sparkplug: BTreeMap<String, u64>,
     /// Topics forgotten to make room for others.
     pub topics_evicted: u64,
     /// Windows being scored now.
@@ -447,11 +450,28 @@ fn ingest(gateway: &Gateway) -> IngestStatus {
         early_acks: [("waiting_max", early.waiting_max), ("window_wait", early.window_wait)]
             .map(|(reason, count)| (reason.to_owned(), count))
             .into(),
+        sparkplug: sparkplug(&ingest.sparkplug()),
         topics_evicted: ingest.topics_evicted(),
         windows_pending: ingest.pending_windows() as u64,
         verdicts,
         verdict_errors,
     }
+}
+
+fn sparkplug(counters: &SparkplugCounters) -> BTreeMap<String, u64> {
+    let words = [
+        ("births", counters.births),
+        ("deaths", counters.deaths),
+        ("deaths_stale", counters.deaths_stale),
+        ("unborn", counters.unborn),
+        ("seq_gaps", counters.seq_gaps),
+        ("seq_missing", counters.seq_missing),
+        ("structures", counters.structures),
+        ("not_numbers", counters.not_numbers),
+        ("incomplete", counters.incomplete),
+        ("forgotten", counters.forgotten),
+    ];
+    words.map(|(word, count)| (word.to_owned(), count)).into()
 }
 
 fn policy(now_us: u64, gateway: &Gateway) -> PolicyStatus {

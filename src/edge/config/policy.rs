@@ -254,6 +254,7 @@ fn mistake(key: String, text: &str) -> StreamMistake {
 fn format_key(err: &FormatError) -> String {
     match err {
         FormatError::Rate { .. } => "payload.rate_hz".to_owned(),
+        FormatError::UnitsLen { .. } => "payload.units".to_owned(),
         FormatError::KeyUnused { key, .. } | FormatError::PerChannelLen { key, .. } | FormatError::PerChannelValue { key } => {
             format!("payload.{key}")
         }

@@ -4,6 +4,7 @@ use std::fmt;
 
 use weir_host::units::Bytes;
 use weir_logic::ids::Class;
+use weir_logic::payload::{PayloadFormat, SparkplugNodes};
 
 use super::policy::resolve;
 use super::{Config, ModelInfo, Stream};
@@ -44,7 +45,14 @@ impl<'c> Summary<'c> {
         let devices = mqtt.devices_max as u64;
         let window_bytes = stream.iter().map(|stream| self.window_bytes(stream)).max().unwrap_or(0);
         let queues = (model.len() * infer.queue_windows_max) as u64;
-        vec![
+        let metrics = |stream: &Stream| match &stream.payload {
+            PayloadFormat::Sparkplug(format) => Some(format.fields.len()),
+            _ => None,
+        };
+        let births = stream.iter().filter_map(metrics).max().map(|channels| {
+            ("births", SparkplugNodes::bytes_max(channels) as u64, "of Sparkplug B, if so many are ever heard".to_owned())
+        });
+        let always = [
             (
                 "buffer",
                 buffer.cache.get() + buffer.memory.get(),
@@ -59,7 +67,8 @@ impl<'c> Summary<'c> {
             ),
             ("models", queues * window_bytes, format!("{} queues of {} windows", model.len(), infer.queue_windows_max)),
             ("uplinks", uplinks * UPLINK_BYTES, format!("{uplinks} at {}", human(UPLINK_BYTES))),
-        ]
+        ];
+        always.into_iter().chain(births).collect()
     }
 }
 

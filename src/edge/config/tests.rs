@@ -309,6 +309,13 @@ fn warnings_name_what_surprises_at_its_line() {
         (format!("{stream}[[stream]]\nname = \"t\"\ntopics = [\"a/+/x\"]\n"), 7, "those go to `t`"),
         (format!("{stream}window = {{ length = \"5 samples\" }}\n"), 5, "a window without a model has no effect"),
         (format!("{stream}aggregate = {{ every = \"1m\" }}\n"), 5, "no effect at fidelity `raw`"),
+        (
+            "[[stream]]\nname = \"s\"\ntopics = [\"spBv1.0/g/DDATA/+/+\"]\n\
+             payload = { format = \"sparkplug\", fields = [\"rpm\"] }\n"
+                .to_owned(),
+            3,
+            "it takes DDATA without DBIRTH",
+        ),
         (format!("{stream}ack = \"record\"\n"), 5, "`ack` has no effect"),
         (format!("{stream}keep = {{ verdicts = [{{ labels = [\"x\"] }}] }}\n"), 5, "these rules keep none"),
         (

@@ -137,6 +137,10 @@ pub(super) fn resolve(
         let message = "opaque payloads cannot be aggregated".to_owned();
         add("floor", message, "write floor = \"thin4\", or say in `payload` how they are read");
     }
+    if matches!(payload, PayloadFormat::Sparkplug(_)) && floor != Level::Raw {
+        let message = "Sparkplug B cannot be thinned: a message left out may be the birth that others need".to_owned();
+        add("floor", message, "write floor = \"raw\"");
+    }
     let named = match value.ladder {
         LadderName::Telemetry => Ladder::TELEMETRY,
         LadderName::Wave => Ladder::WAVE,

@@ -3,6 +3,7 @@
 use std::cmp::Ordering;
 
 use weir_infer::{LoadError, Manifest, ManifestError, Model as LoadedModel};
+use weir_logic::payload::PayloadFormat;
 use weir_logic::policy::StreamFidelity;
 
 use super::{Context, check_count, check_name, check_range};
@@ -168,6 +169,35 @@ fn check_stream(context: &Context<'_>, at: usize, stream: &Stream, models: &[Mod
         }
     }
     warn_of_unused(at, stream, findings);
+    check_sparkplug(&path("topics"), stream, findings);
+}
+
+/// A stream of Sparkplug B needs topics of Sparkplug B, and the births of whose data it takes.
+fn check_sparkplug(path: &str, stream: &Stream, findings: &mut Findings<'_, '_>) {
+    if !matches!(stream.payload, PayloadFormat::Sparkplug(_)) {
+        return;
+    }
+    let takes = |kind: &str, levels: &str| {
+        let topic = |filter: &String| {
+            // A bridge's prefix is whatever stands before the namespace.
+            let own = filter.find("spBv1.0").map_or(filter.as_str(), |at| &filter[at..]);
+            overlaps(own, &format!("spBv1.0/+/{kind}/{levels}"))
+        };
+        stream.topics.iter().any(topic)
+    };
+    let (node, device) = ("+", "+/+");
+    if !["NBIRTH", "NDATA"].iter().any(|kind| takes(kind, node)) && !["DBIRTH", "DDATA"].iter().any(|kind| takes(kind, device))
+    {
+        let hint = "write, for example, topics = [\"spBv1.0/plant/#\"]";
+        findings.mistake(path, "none of its topics is one of Sparkplug B", hint);
+        return;
+    }
+    for (data, birth, levels) in [("NDATA", "NBIRTH", node), ("DDATA", "DBIRTH", device)] {
+        if takes(data, levels) && !takes(birth, levels) {
+            let message = format!("it takes {data} without {birth}: what their metrics mean stays unknown");
+            findings.warn(path, message, "add the topics of the births, or take all with spBv1.0/GROUP/#");
+        }
+    }
 }
 
 fn warn_of_gaps(path: &str, length: usize, step: usize, findings: &mut Findings<'_, '_>) {
