@@ -11,5 +11,6 @@ pub mod model;
 pub mod passwd;
 pub mod pki;
 pub mod policy;
+pub mod replay;
 pub mod runtime;
 pub mod sim;

@@ -13,6 +13,7 @@ use weir::link::command::LinkArgs;
 use weir::model::ModelCommand;
 use weir::pki::PkiCommand;
 use weir::policy::PolicyCommand;
+use weir::replay::ReplayArgs;
 use weir::runtime::RuntimeCommand;
 use weir::sim::command::SimArgs;
 
@@ -36,6 +37,8 @@ enum Command {
     Graph(GraphArgs),
     /// Compare what policies would have delivered over a link: Weir, strict priorities, a plain bridge, and the best possible
     Sim(SimArgs),
+    /// Publish recorded messages again, at their own pace or faster
+    Replay(ReplayArgs),
     /// Emulate a link between two network namespaces, and cut, slow or block it
     Link(LinkArgs),
     /// Make a certificate authority and issue certificates
@@ -92,6 +95,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Link(args) => return weir::link::command::run(&args),
         Command::Explain(args) => weir::explain::run(&args, &mut io::stdout().lock())?,
         Command::Model(command) => return weir::model::run(&command),
+        Command::Replay(args) => weir::replay::run(&args, &mut io::stdout().lock())?,
         Command::Graph(args) => return weir::graph::run(&args, &mut io::stdout().lock()),
         Command::Pki(command) => command.run(&mut io::stdout().lock())?,
         Command::Buffer(command) => weir::buffer::run(command)?,
