@@ -12,6 +12,7 @@ mod interfaces;
 mod link;
 mod models;
 mod oracle;
+mod payloads;
 mod policies;
 mod purity;
 mod readme;
