@@ -18,6 +18,7 @@ pub mod offer;
 pub mod payload;
 pub mod plan;
 pub mod policy;
+pub mod pool;
 pub mod pressure;
 pub mod price;
 pub mod ranges;
