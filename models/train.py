@@ -87,7 +87,7 @@ def main():
     scores["cascade"] = cascade_scores(small, large, data["label"], validation, test, threshold)
     band = {"confidence_low": 0.0, "confidence_high": threshold}
     write_manifest("watch-small", "classification", mean, std, "probabilities", band)
-    write_manifest("watch-large", "classification", mean, std, "probabilities", {})
+    write_manifest("watch-large", "classification", mean, std, "probabilities", {}, int16=True)
     for name in outputs:
         write_golden(name, data["raw"], outputs[name], pick(data, test))
 
@@ -288,7 +288,7 @@ def write_golden(name, raw, outputs, rows):
     (HERE / "golden" / f"{name}.json").write_text(f'{{"model":"{name}","tolerance":1e-4,"cases":[\n{text}\n]}}\n')
 
 
-def write_manifest(name, task, mean, std, output, thresholds):
+def write_manifest(name, task, mean, std, output, thresholds, int16=False):
     digest = hashlib.sha256((HERE / f"{name}.onnx").read_bytes()).hexdigest()
     numbers = lambda values: "[" + ", ".join(f"{float(v):.4f}" for v in values) + "]"
     strings = lambda values: "[" + ", ".join(f'"{v}"' for v in values) + "]"
@@ -309,6 +309,7 @@ def write_manifest(name, task, mean, std, output, thresholds):
         f"window = {WINDOW}",
         f"rate_hz = {RATE_HZ}.0",
         'dtype = "f32"',
+        *(["# A window may be sent to it as int16: these are whole numbers, so nothing is lost.", "int16 = true"] if int16 else []),
         "",
         "# The model sees (value - mean) / std, per channel.",
         "[standardise]",

@@ -16,6 +16,7 @@
 // Without an engine nothing can be loaded, and what would follow is rightly unreachable.
 #![cfg_attr(not(any(feature = "ort", feature = "rten")), allow(unused_variables, unreachable_code))]
 
+mod batches;
 mod engine;
 mod golden;
 mod graph;
@@ -26,6 +27,7 @@ mod runtime;
 mod state;
 mod worker;
 
+pub use batches::{BatchWorker, Ran};
 pub use engine::{Backend, BackendUnknown, Engine, LoadError, RunError};
 pub use golden::{Golden, GoldenCase, GoldenError, GoldenMismatch};
 pub use graph::{Advice, Graph, Operator, Port};

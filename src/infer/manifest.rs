@@ -67,6 +67,8 @@ pub struct Input {
     pub rate_hz: f64,
     /// In which order the model takes a window's values; a raw window is channel after channel all the same.
     pub layout: InputLayout,
+    /// True if a window may reach the model as int16, scaled per channel, when it comes over a network.
+    pub int16: bool,
 }
 
 /// The order of a window's values in a model's input.

@@ -135,7 +135,7 @@ impl Reader<'_> {
 
     fn input(&mut self, root: &Section) -> Option<Input> {
         let section = self.section(root, "input", true)?;
-        self.known(&section, &["name", "channels", "window", "rate_hz", "dtype", "layout"]);
+        self.known(&section, &["name", "channels", "window", "rate_hz", "dtype", "layout", "int16"]);
         let name = self.text(&section, "name", "the input's name in the ONNX graph");
         let channels = self.texts(&section, "channels", true, "a list such as [\"ax\", \"ay\", \"az\"]");
         let window = self.number(&section, "window", true, "the samples in a window, such as 128").flatten();
@@ -152,6 +152,11 @@ impl Reader<'_> {
         let layout = match self.choice(&section, "layout", &["channels-first", "time-first"])? {
             Some("time-first") => InputLayout::TimeFirst,
             _ => InputLayout::ChannelsFirst,
+        };
+        let int16 = match section.find("int16") {
+            None => false,
+            Some((_, DeValue::Boolean(int16))) => *int16,
+            Some(_) => self.refuse(&section, "int16", "is neither true nor false", "write true if windows may be sent so"),
         };
         let (channels, window, rate_hz) = (channels?, window?, rate_hz?);
         if channels.is_empty() || channels.len() > CHANNELS_MAX {
@@ -183,7 +188,7 @@ impl Reader<'_> {
                 &format!("write a rate above 0 and up to {RATE_HZ_MAX}"),
             );
         }
-        Some(Input { name: name?, channels, window: window as usize, rate_hz, layout })
+        Some(Input { name: name?, channels, window: window as usize, rate_hz, layout, int16 })
     }
 
     /// Without the section values pass as they are.

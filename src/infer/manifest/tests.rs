@@ -42,7 +42,11 @@ fn a_manifest_is_read_with_its_file_beside_it() {
     assert_eq!((manifest.row_len(), manifest.output_width()), (6, 2));
     assert_eq!(manifest.thresholds.confidence, Some((0.0, 0.7)));
     assert_eq!(manifest.sha256[..2], [0xe3, 0xb0]);
-    assert_eq!(manifest.input.rate_hz, 50.0);
+    assert_eq!((manifest.input.rate_hz, manifest.input.int16), (50.0, false));
+    let int16 = parsed(&GOOD.replace("dtype = \"f32\"", "dtype = \"f32\"\nint16 = true")).unwrap();
+    assert!(int16.input.int16);
+    let wrong = problems("dtype = \"f32\"", "dtype = \"f32\"\nint16 = 1");
+    assert!(wrong.len() == 1 && wrong[0].place == "[input] int16, line 13", "{wrong:?}");
 }
 
 #[test]
