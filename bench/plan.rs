@@ -11,14 +11,16 @@ use serde::Serialize;
 use weir_logic::health::{BreakerState, UplinkEstimate, UplinkState};
 use weir_logic::ids::Class;
 use weir_logic::lanes::{Durability, LanePolicy, LanesLimits, Overflow};
+use weir_logic::offload::{OffloadLimits, OffloadMode, OffloadPolicy, PoolPlace};
 use weir_logic::payload::{OpaqueFormat, PayloadFormat};
 use weir_logic::plan::{Plan, View, plan};
-use weir_logic::policy::{Meter, Policy, StreamFidelity, StreamPolicy, UplinkPolicy};
+use weir_logic::policy::{Meter, Policy, StreamFidelity, StreamModel, StreamPolicy, UplinkPolicy};
 use weir_logic::price::{
     Capacity, Cohort, Expected, Ladder, Lateness, Market, PriceLimits, Solver, StreamValue, Wait, horizon_end_us,
 };
 use weir_logic::route::UplinkView;
 use weir_logic::uplink::SessionLimits;
+use weir_logic::window::{Span, WindowConfig, WindowSpec};
 use weir_logic::wire::LoadLevel;
 
 /// Longest that a plan with its price may take, in microseconds: it is made once a second beside everything else.
@@ -35,6 +37,9 @@ pub(crate) struct Args {
     /// Its uplinks.
     #[arg(long, default_value_t = 3)]
     uplinks: u8,
+    /// Pools that answer for its streams.
+    #[arg(long, default_value_t = 5)]
+    pools: u8,
     /// Ages that are told apart among what waits of a stream.
     #[arg(long, default_value_t = 12)]
     ages: u64,
@@ -53,6 +58,7 @@ pub(crate) struct Args {
 struct Run {
     streams: u16,
     uplinks: u8,
+    pools: u8,
     plan_us: f64,
     price_us: f64,
     apply_ns: f64,
@@ -61,8 +67,8 @@ struct Run {
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     anyhow::ensure!(args.streams > 0 && args.uplinks > 0 && args.plans > 0, "streams, uplinks and plans are at least 1");
     let run = measure(args);
-    let Run { streams, uplinks, plan_us, price_us, apply_ns } = run;
-    println!("{streams} streams, {uplinks} uplinks: a plan {plan_us:.0} us, its price {price_us:.0} us more");
+    let Run { streams, uplinks, pools, plan_us, price_us, apply_ns } = run;
+    println!("{streams} streams, {uplinks} uplinks, {pools} pools: a plan {plan_us:.0} us, its price {price_us:.0} us more");
     println!("asked about a record: {apply_ns:.0} ns");
     if let Some(path) = &args.json {
         std::fs::write(path, serde_json::to_string_pretty(&run)?)?;
@@ -76,7 +82,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
 }
 
 fn measure(args: &Args) -> Run {
-    let (policy, uplinks, cohorts) = (policy(args), uplinks(args), cohorts(args));
+    let (policy, uplinks, cohorts, mut pools) = (policy(args), uplinks(args), cohorts(args), pools(args));
     let values: Vec<Option<StreamValue>> = policy.streams.iter().map(|stream| stream.value).collect();
     let expected = vec![Expected { mean: 1_000.0, now: 1_000.0 }; values.len()];
     let mut solver = Solver::default();
@@ -93,8 +99,12 @@ fn measure(args: &Args) -> Run {
         let start = Instant::now();
         let price = solver.solve(now_us, &policy.price, black_box(market), None, false);
         price_s += start.elapsed().as_secs_f64();
+        // So does what pools take for an answer.
+        for (at, pool) in pools.iter_mut().enumerate() {
+            pool.answer_us.fill(Some(50_000 + 7_919 * (u64::from(round) + at as u64) % 450_000));
+        }
         let start = Instant::now();
-        let next = plan(&policy, &black_box(View { now_us, price, uplinks: &uplinks }), last.as_ref());
+        let next = plan(&policy, &black_box(View { now_us, price, uplinks: &uplinks, pools: &pools }), last.as_ref());
         plan_s += start.elapsed().as_secs_f64();
         last = Some(next);
     }
@@ -103,6 +113,7 @@ fn measure(args: &Args) -> Run {
     Run {
         streams: args.streams,
         uplinks: args.uplinks,
+        pools: args.pools,
         plan_us: plan_s / plans * 1e6,
         price_us: price_s / plans * 1e6,
         apply_ns,
@@ -141,10 +152,19 @@ fn policy(args: &Args) -> Policy {
             format: PayloadFormat::Opaque(OpaqueFormat {}),
             aggregate: None,
             keep: None,
-            model: None,
+            model: Some(StreamModel { index: 0, name: "small".into(), version: "1".into(), window: window() }),
             ack_record: false,
             zones: if index.is_multiple_of(8) { vec!["eu".into()] } else { Vec::new() },
             value: Some(StreamValue { weight, ladder: Ladder::TELEMETRY, lateness, is_exempt: class == Class::Critical }),
+            offload: Some(OffloadPolicy {
+                task: "activity".into(),
+                mode: OffloadMode::AnswerNow,
+                band: (0.0, 0.6),
+                deadline_us: 500_000,
+                spacing_us: 0,
+                int16: true,
+                window: window(),
+            }),
         }
     };
     let uplink = |index: u8| UplinkPolicy {
@@ -169,7 +189,27 @@ fn policy(args: &Args) -> Policy {
         uplinks: (0..args.uplinks).map(uplink).collect(),
         price: PriceLimits::default(),
         critical_copies: 1,
+        offload: OffloadLimits::default(),
     }
+}
+
+fn window() -> WindowSpec {
+    let config = WindowConfig { length: Span::Samples(128), step: None, gap_max_us: None, reorder_max_us: None };
+    WindowSpec::new(&config, 6, Some(50.0)).expect("128 samples of 6 channels are within the limits")
+}
+
+fn pools(args: &Args) -> Vec<PoolPlace> {
+    let place = |at: u8| PoolPlace {
+        name: format!("pool-{at}").into(),
+        task: "activity".into(),
+        zone: Some("eu".into()),
+        shape: (6, 128),
+        answer_us: vec![None; usize::from(args.uplinks)],
+        is_open: false,
+        queue_percent: 10,
+        age_us: 1_000_000,
+    };
+    (0..args.pools).map(place).collect()
 }
 
 fn uplinks(args: &Args) -> Vec<UplinkView> {

@@ -2,7 +2,7 @@
 
 use weir_host::admin::MetricsText;
 
-use crate::status::{LaneStatus, ModelStatus, Status, StreamStatus, UplinkStatus};
+use crate::status::{LaneStatus, ModelStatus, PoolStatus, Status, StreamStatus, UplinkStatus};
 
 /// Name, help and value of a metric that each part of one kind has.
 struct Each<T, V>(&'static str, &'static str, fn(&T) -> V);
@@ -19,6 +19,7 @@ pub(crate) fn text(status: &Status) -> String {
     graph(status, &mut out);
     uplinks(status, &mut out);
     models(status, &mut out);
+    offload(status, &mut out);
     out.finish()
 }
 
@@ -197,6 +198,31 @@ fn uplinks(status: &Status, out: &mut MetricsText) {
     for Each(name, help, value) in counters {
         out.counters(name, help, status.uplinks.iter().map(|uplink| ([("uplink", uplink.name.as_str())], value(uplink))));
     }
+}
+
+fn offload(status: &Status, out: &mut MetricsText) {
+    let offload = &status.offload;
+    let windows = status.streams.iter().flat_map(|stream| {
+        stream.offload.iter().map(|(word, &count)| ([("stream", stream.name.as_str()), ("fate", word.as_str())], count))
+    });
+    out.counters("weir_offload_windows_total", "What became of windows that a pool was to be asked about.", windows);
+    out.gauge("weir_offload_in_flight_count", "Requests under way.", offload.in_flight as f64);
+    out.gauge("weir_offload_hour_requests_count", "Requests of the last hour.", offload.hour_requests.0 as f64);
+    out.gauge("weir_offload_hour_bytes", "Bytes of their windows.", offload.hour_bytes.0 as f64);
+    out.counter("weir_offload_pools_ignored_total", "Pools beyond what is remembered.", offload.pools_ignored);
+    let gauges: [Each<PoolStatus, f64>; 4] = [
+        Each("weir_pool_reached", "1 if an uplink that is up leads to it.", |p| f64::from(u8::from(p.reached))),
+        Each("weir_pool_open", "1 while its breaker is not closed.", |p| f64::from(u8::from(p.breaker != "closed"))),
+        Each("weir_pool_answer_seconds", "How long its answers take; 0 before the first.", |p| {
+            p.answer_us.unwrap_or(0) as f64 / 1e6
+        }),
+        Each("weir_pool_queue_ratio", "How full the cloud says its queue is.", |p| p.queue_percent as f64 / 100.0),
+    ];
+    for Each(name, help, value) in gauges {
+        out.gauges(name, help, offload.pools.iter().map(|pool| ([("pool", pool.name.as_str())], value(pool))));
+    }
+    let opened = offload.pools.iter().map(|pool| ([("pool", pool.name.as_str())], pool.breaker_opened));
+    out.counters("weir_pool_breaker_opened_total", "Times that its breaker opened.", opened);
 }
 
 fn models(status: &Status, out: &mut MetricsText) {

@@ -17,6 +17,12 @@ use weir_logic::rollout::OfferState;
 
 use crate::shell::listen::ListenCounters;
 
+mod offload;
+
+pub use offload::{OffloadStatus, PoolStatus};
+
+use offload::offload;
+
 /// The state of a box at one moment.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct Status {
@@ -67,6 +73,9 @@ pub struct Status {
     pub uplinks: Vec<UplinkStatus>,
     /// Models.
     pub models: Vec<ModelStatus>,
+    /// Larger models in the cloud, and what was asked of them.
+    #[serde(default)]
+    pub offload: OffloadStatus,
     /// The buffer on disk.
     pub store: StoreStatus,
     /// The last messages that nothing could be made of.
@@ -149,6 +158,10 @@ pub struct StreamStatus {
     pub windows: u64,
     /// What became of samples on their way into windows and aggregates, by word: `gaps`, `late`, `duplicates` and so on.
     pub samples: BTreeMap<String, u64>,
+    /// What became of windows that a pool was to be asked about, by word: `sent`, `answered`, `breaker` and so on; empty for a
+    /// stream without `offload`.
+    #[serde(default)]
+    pub offload: BTreeMap<String, u64>,
 }
 
 /// One lane.
@@ -414,6 +427,7 @@ impl Status {
                 .map(|(index, base)| uplink(now_us, gateway, index, base, &paths[index]))
                 .collect(),
             models: models.iter().map(model).collect(),
+            offload: offload(now_us, gateway),
             store,
             inspected: inspected(now_us, gateway),
             ..self.clone()
@@ -554,10 +568,13 @@ fn streams(gateway: &Gateway) -> Vec<StreamStatus> {
     entries
         .map(|(index, (stream, plan))| {
             let fates = gateway.ingest().fates(index as u16);
+            let asked = gateway.offloads().counts(index as u16);
+            let offload = asked.by_word().filter(|_| stream.offload.is_some());
             StreamStatus {
                 name: stream.name.to_string(),
                 plan: plan.to_string(),
-                reason: plan.reason.to_string(),
+                reason: plan.why(),
+                offload: offload.map(|(word, count)| (word.to_owned(), count)).collect(),
                 kept: fates.kept,
                 folded: fates.folded,
                 filtered: fates.filtered,

@@ -70,7 +70,7 @@ pub fn stream_change(now_us: u64, policy: &Policy, plan: &Plan, index: usize, be
         subject: format!("stream {}", policy.streams[index].name),
         old: before.map(ToString::to_string).unwrap_or_default(),
         new: entry.to_string(),
-        reason: entry.reason.to_string(),
+        reason: entry.why(),
         rejected: levels(policy, plan, index),
     }
 }

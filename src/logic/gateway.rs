@@ -11,6 +11,7 @@ use crate::health::{BreakerLimits, UplinkHealth, UplinkLimits};
 use crate::ids::{BlockKey, Class, Epoch, PerClass};
 use crate::ingest::{Ingest, Moment, RouteError};
 use crate::lanes::{Found, Lanes, Outgoing};
+use crate::offload::Offloads;
 use crate::plan::{Plan, View, plan};
 use crate::policy::Policy;
 use crate::store::StoreError;
@@ -64,6 +65,7 @@ pub struct Gateway {
     control: Control,
     changes: Changes,
     offers: Offers,
+    offloads: Offloads,
     software: String,
     outputs: VecDeque<Output>,
     safe: PerClass<u64>,
@@ -106,6 +108,7 @@ impl Gateway {
             health,
             ways,
             federation: Federation::new(start.name, start.epoch, &policy),
+            offloads: Offloads::new(start.seed, policy.streams.len(), policy.uplinks.len(), policy.offload),
             plan: Plan::default(),
             policy,
             ingest,
@@ -123,8 +126,7 @@ impl Gateway {
             now_us,
         };
         let uplinks = gateway.uplink_views(now_us);
-        gateway.plan =
-            plan(&gateway.policy, &View { now_us, price: crate::price::Explanation::default(), uplinks: &uplinks }, None);
+        gateway.plan = plan(&gateway.policy, &View { now_us, uplinks: &uplinks, ..View::default() }, None);
         gateway.announce_plan(None);
         gateway.want_ways(now_us);
         gateway.settle(now);
@@ -169,6 +171,8 @@ impl Gateway {
                 }
             }
             Input::PolicyChecked { version, result } => self.policy_checked(now_us, version, result),
+            Input::OffloadAnswered { id, bytes } => self.offloads.answered(now_us, id, bytes),
+            Input::OffloadFailed { id } => self.offloads.failed(now_us, id),
             Input::Stop => self.stop(now),
         }
         self.settle(now);
@@ -181,7 +185,7 @@ impl Gateway {
 
     /// When to call [`Gateway::handle`] with [`Input::Tick`] if nothing else happens; service time.
     pub fn deadline_us(&mut self) -> u64 {
-        let mut deadline = self.lanes.deadline_us();
+        let mut deadline = self.lanes.deadline_us().min(self.offloads.deadline_us());
         if !self.stopping {
             deadline = deadline.min(self.ingest.deadline_us());
         } else if self.is_scoring() {
@@ -201,6 +205,7 @@ impl Gateway {
         if !self.stopping {
             self.ingest.tick(now, &self.plan, &mut self.lanes);
         }
+        self.escalate(now);
         self.lanes.tick(now_us);
         for index in 0..self.uplinks.len() {
             let settled = || self.lanes.settled();
@@ -216,6 +221,7 @@ impl Gateway {
             self.safe = safe;
             self.ingest.progressed(now, &self.plan, &mut self.lanes);
         }
+        self.escalate(now);
         self.send(now_us);
         if let Some(key) = self.lanes.relieve(now_us, &self.plan) {
             self.outputs.push_back(Output::Load { key });
@@ -269,6 +275,10 @@ impl Gateway {
                 }
                 SessionOutput::Asked { id, text } => self.answer(now_us, index, id, &text),
                 SessionOutput::PolicyOffer(offer) => self.offered(now_us, offer),
+                SessionOutput::Pools(pools) => {
+                    self.offloads.told(now_us, uplink, pools);
+                    self.control.at_once = true;
+                }
                 SessionOutput::Up => {
                     // A busy cloud says so right after this.
                     self.ways[index].pressure.tell(now_us, LoadLevel::Idle);
@@ -286,6 +296,7 @@ impl Gateway {
                     self.health[index].closed(now_us, close_reason(&reason, true));
                     self.control.at_once = true;
                     self.way_down(now_us, index);
+                    self.offloads.uplink_lost(now_us, uplink);
                     self.lanes.session_lost(uplink);
                     let up = self.uplinks.iter().any(Session::is_up);
                     self.lanes.set_uplink_up(now_us, up);
@@ -372,6 +383,9 @@ impl Gateway {
             self.uplinks[index].stop(now.service_us);
             self.drain_session(now.service_us, index);
         }
+        // What the model on the box said stands.
+        self.offloads.stop();
+        self.escalate(now);
         self.commit_last(now.service_us);
     }
 
@@ -444,6 +458,7 @@ mod events;
 mod federation;
 mod losses;
 mod offers;
+mod offloads;
 #[cfg(test)]
 mod tests;
 mod ways;

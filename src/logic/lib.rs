@@ -15,6 +15,7 @@ pub mod lanes;
 pub mod load;
 pub mod mqtt;
 pub mod offer;
+pub mod offload;
 pub mod payload;
 pub mod plan;
 pub mod policy;

@@ -8,11 +8,18 @@ use std::fmt;
 use std::sync::Arc;
 
 use crate::ids::{Class, PerClass};
+use crate::offload::PoolPlace;
 use crate::policy::{Policy, StreamFidelity, StreamPolicy};
 use crate::pressure;
 use crate::price::{Explanation, Level, Prices, StreamValue, Wait};
 use crate::route::{LaneRoute, UplinkView, route};
 use crate::wire::LoadLevel;
+
+mod place;
+
+pub use place::{Placed, Placement, PoolRejected, pools_rejected};
+
+use place::place;
 
 /// The present decisions.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -48,6 +55,8 @@ pub struct View<'a> {
     pub price: Explanation,
     /// The uplinks, in the order of the policy.
     pub uplinks: &'a [UplinkView],
+    /// The pools of which the cloud has told.
+    pub pools: &'a [PoolPlace],
 }
 
 impl Plan {
@@ -55,7 +64,10 @@ impl Plan {
     fn does_the_same(&self, other: &Plan) -> bool {
         let is_priced_alike = self.lambda == other.lambda && self.steps == other.steps && self.values == other.values;
         let is_sent_alike = self.uplinks == other.uplinks && self.critical_copies == other.critical_copies;
-        self.streams == other.streams && is_sent_alike && is_priced_alike
+        let do_the_same = |(a, b): (&StreamPlan, &StreamPlan)| a.does_the_same(b) && a.reason == b.reason;
+        let is_kept_alike =
+            self.streams.len() == other.streams.len() && self.streams.iter().zip(&other.streams).all(do_the_same);
+        is_kept_alike && is_sent_alike && is_priced_alike
     }
 
     /// How finely a record of this age is sent now; `None` if it is held while anything else waits.
@@ -111,17 +123,26 @@ pub struct StreamPlan {
     pub lane: Class,
     /// Where its model runs.
     pub placement: Placement,
-    /// Why.
+    /// Why there.
+    pub placed: Placed,
+    /// Why it is kept and sent so.
     pub reason: Reason,
 }
 
-/// Where a stream's model runs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Placement {
-    /// It has none.
-    None,
-    /// On the box.
-    Local,
+impl StreamPlan {
+    /// True if both do the same, whatever numbers made them.
+    pub fn does_the_same(&self, other: &StreamPlan) -> bool {
+        let key = |plan: &StreamPlan| (plan.fidelity, plan.level, plan.lane, plan.placement);
+        key(self) == key(other)
+    }
+
+    /// Why all of it is as it is, in words.
+    pub fn why(&self) -> String {
+        match self.placed {
+            Placed::NotAsked => self.reason.to_string(),
+            placed => format!("{}; {placed}", self.reason),
+        }
+    }
 }
 
 /// What made an entry what it is.
@@ -184,11 +205,7 @@ impl fmt::Display for Reason {
 
 impl fmt::Display for StreamPlan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let placement = match self.placement {
-            Placement::None => "no model",
-            Placement::Local => "model on the box",
-        };
-        write!(f, "{} in lane {}, {placement}", self.fidelity.name(), self.lane.name())?;
+        write!(f, "{} in lane {}, {}", self.fidelity.name(), self.lane.name(), self.placement)?;
         match self.level {
             Some(Level::Raw) => Ok(()),
             Some(level) => write!(f, ", sent as {level}"),
@@ -216,12 +233,14 @@ pub fn plan(policy: &Policy, view: &View<'_>, last: Option<&Plan>) -> Plan {
         route.held().or_else(|| used.map(|uplink| uplink.load).min()).unwrap_or_default()
     });
     let steps = Class::ALL.map(|class| pressure::steps(loads[class.index()], class));
-    let streams = policy.streams.iter().map(|stream| {
+    let uplinks: PerClass<Vec<u8>> = std::array::from_fn(|at| routes[at].usable().collect());
+    let streams = policy.streams.iter().enumerate().map(|(index, stream)| {
         let at = stream.class.index();
-        plan_stream(stream, &view.price, loads[at], routes[at].held())
+        let last = last.and_then(|last| last.streams.get(index)).map_or(Placement::None, |last| last.placement);
+        let placed = place(stream, view.pools, &uplinks[at], last);
+        plan_stream(stream, &view.price, loads[at], routes[at].held(), placed)
     });
     let streams = streams.collect();
-    let uplinks = std::array::from_fn(|at| routes[at].usable().collect());
     let values = match last {
         Some(last) if last.values.iter().eq(policy.streams.iter().map(|stream| &stream.value)) => Arc::clone(&last.values),
         _ => policy.streams.iter().map(|stream| stream.value).collect(),
@@ -235,15 +254,20 @@ pub fn plan(policy: &Policy, view: &View<'_>, last: Option<&Plan>) -> Plan {
     plan
 }
 
-/// Decides for a stream whose lane leads to a cloud of this load; `held` if it waits for that.
-fn plan_stream(stream: &StreamPolicy, price: &Explanation, load: LoadLevel, held: Option<LoadLevel>) -> StreamPlan {
+/// Decides for a stream whose lane leads to a cloud of this load, and whose model is placed; `held` if it waits for that.
+fn plan_stream(
+    stream: &StreamPolicy,
+    price: &Explanation,
+    load: LoadLevel,
+    held: Option<LoadLevel>,
+    (placement, placed): (Placement, Placed),
+) -> StreamPlan {
     let asked = stream.fidelity;
-    let placement = if stream.model.is_some() { Placement::Local } else { Placement::None };
     let (fidelity, reason) = match (asked, placement) {
         (StreamFidelity::Verdict, Placement::None) => (StreamFidelity::Raw, Reason::NoModel { asked }),
         _ => (asked, Reason::Policy { asked }),
     };
-    let entry = |level, reason| StreamPlan { fidelity, level, lane: stream.class, placement, reason };
+    let entry = |level, reason| StreamPlan { fidelity, level, lane: stream.class, placement, placed, reason };
     if let Some(load) = held {
         return entry(None, Reason::CloudHolds { load });
     }
@@ -294,6 +318,7 @@ mod tests {
             ack_record: false,
             zones: Vec::new(),
             value: weight.map(value),
+            offload: None,
         }
     }
 
@@ -316,6 +341,7 @@ mod tests {
             uplinks: vec![UplinkPolicy::free("a", 1), UplinkPolicy::free("b", 1)],
             price: PriceLimits::default(),
             critical_copies: 1,
+            offload: Default::default(),
         }
     }
 

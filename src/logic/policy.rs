@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::ids::{Class, PerClass};
 use crate::lanes::{LanePolicy, LanesLimits};
 use crate::mqtt::{ConnLimits, RouterLimits};
+use crate::offload::{OffloadLimits, OffloadPolicy};
 use crate::payload::PayloadFormat;
 use crate::price::{PriceLimits, StreamValue};
 use crate::uplink::SessionLimits;
@@ -37,6 +38,8 @@ pub struct Policy {
     pub price: PriceLimits,
     /// Uplinks that a critical block is sent over at the same time: 1 or 2.
     pub critical_copies: u8,
+    /// What may be asked of larger models elsewhere.
+    pub offload: OffloadLimits,
 }
 
 impl Policy {
@@ -45,8 +48,8 @@ impl Policy {
         self.streams.iter().any(|stream| stream.value.is_some())
     }
 
-    /// This policy with what a running box can take over from `next`, all of it or nothing: class, fidelity, keep rules, value
-    /// and zones of streams; classes, meter and warmth of uplinks; price limits and copies. All else stays as it is here.
+    /// This policy with what a running box can take over from `next`, all of it or nothing: class, fidelity, keep rules, value,
+    /// zones and offload of streams; classes, meter and warmth of uplinks; price limits and copies. All else stays as it is here.
     ///
     /// # Errors
     /// See [`Misfit`]: `next` was made for another configuration.
@@ -73,6 +76,7 @@ impl Policy {
             (stream.class, stream.fidelity, stream.value) = (next.class, next.fidelity, next.value);
             stream.zones.clone_from(&next.zones);
             stream.keep.clone_from(&next.keep);
+            stream.offload.clone_from(&next.offload);
         }
         for (uplink, next) in policy.uplinks.iter_mut().zip(&next.uplinks) {
             // Where it leads to is what the far end calls itself by now.
@@ -81,7 +85,7 @@ impl Policy {
             }
             (uplink.classes, uplink.meter, uplink.warm) = (next.classes, next.meter, next.warm);
         }
-        (policy.price, policy.critical_copies) = (next.price, next.critical_copies);
+        (policy.price, policy.critical_copies, policy.offload) = (next.price, next.critical_copies, next.offload);
         Ok(policy)
     }
 }
@@ -209,6 +213,8 @@ pub struct StreamPolicy {
     pub zones: Vec<Arc<str>>,
     /// What its raw records are worth; `None` if they are sent as they are stored, whatever that costs.
     pub value: Option<StreamValue>,
+    /// When and how a larger model elsewhere is asked about its windows.
+    pub offload: Option<OffloadPolicy>,
 }
 
 /// The model of a stream.
@@ -275,6 +281,7 @@ mod tests {
             ack_record: false,
             zones: Vec::new(),
             value: None,
+            offload: None,
         }
     }
 
@@ -298,6 +305,7 @@ mod tests {
             uplinks: vec![UplinkPolicy::free("wired", 1), UplinkPolicy::free("lte", 1)],
             price: PriceLimits::default(),
             critical_copies: 1,
+            offload: OffloadLimits::default(),
         }
     }
 

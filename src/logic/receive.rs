@@ -258,7 +258,12 @@ impl Receiver {
             | Body::Answer(_)
             // What a gateway says of policies is for whoever keeps those.
             | Body::PolicyOffer(_)
-            | Body::PolicyState(_) => self.counters.controls_ignored += 1,
+            | Body::PolicyState(_)
+            // Windows for a pool come on streams of their own.
+            | Body::OffloadRequest(_)
+            | Body::OffloadAnswer(_)
+            | Body::OffloadRefusal(_)
+            | Body::Pools(_) => self.counters.controls_ignored += 1,
         }
     }
 

@@ -6,6 +6,7 @@
 //! Where QUIC does not pass, [`mux`] carries the same streams over TCP.
 
 pub mod mux;
+pub mod offload;
 
 use bytes::{Buf, Bytes, BytesMut};
 use prost::Message;
@@ -13,6 +14,8 @@ use prost::Message;
 use crate::block::{BLOCK_LEN_MAX, HEADER_LEN};
 use crate::graph::{NeedFull, Stamp};
 use crate::ids::Class;
+
+use offload::{OffloadAnswer, OffloadRefusal, OffloadRequest, PoolViews};
 
 /// The ALPN protocol identifier.
 pub const ALPN: &[u8] = b"weir/1";
@@ -32,7 +35,7 @@ pub const ANSWER_LEN_MAX: usize = 48 * 1024;
 #[derive(Clone, PartialEq, Message)]
 pub struct Control {
     /// The message; `None` if it is of a kind this version does not know.
-    #[prost(oneof = "Body", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 20, 21, 22, 23")]
+    #[prost(oneof = "Body", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 20, 21, 22, 23, 24, 25, 26, 27")]
     pub body: Option<Body>,
 }
 
@@ -84,6 +87,18 @@ pub enum Body {
     /// Gateway to cloud, the answer.
     #[prost(message, tag = "23")]
     Answer(GivenAnswer),
+    /// Gateway to cloud, on a stream of its own: a window for a larger model.
+    #[prost(message, tag = "24")]
+    OffloadRequest(OffloadRequest),
+    /// Cloud to gateway, on the same stream: what that says.
+    #[prost(message, tag = "25")]
+    OffloadAnswer(OffloadAnswer),
+    /// Cloud to gateway, on the same stream: why there is no answer.
+    #[prost(message, tag = "26")]
+    OffloadRefusal(OffloadRefusal),
+    /// Cloud to gateway: the pools that it may use, and how busy they are.
+    #[prost(message, tag = "27")]
+    Pools(PoolViews),
 }
 
 /// Opens a session.

@@ -107,6 +107,10 @@ fn print(answer: &Explanation, out: &mut impl Write) -> std::io::Result<()> {
     for stream in &answer.streams {
         writeln!(out, "stream {}: {}\n  because {}", stream.stream, stream.plan, stream.reason)?;
         rejected(&stream.rejected, out)?;
+        let counts: Vec<String> = stream.offload.iter().map(|(word, count)| format!("{word} {count}")).collect();
+        if !counts.is_empty() {
+            writeln!(out, "  windows for a pool: {}", counts.join(", "))?;
+        }
     }
     for lane in &answer.lanes {
         let uplinks = if lane.uplinks.is_empty() { "none".to_owned() } else { lane.uplinks.join(", then ") };

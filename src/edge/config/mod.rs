@@ -13,6 +13,7 @@ mod catalogue;
 mod check;
 mod finding;
 mod listen;
+mod offload;
 mod overlap;
 mod overlay;
 mod password;
@@ -31,6 +32,7 @@ use weir_host::config::{Checker, ConfigErrors};
 pub use buffer::{Buffer, Lane, Lanes};
 pub use finding::Warning;
 pub use listen::{Listen, ListenTls, Mqtt, User};
+pub use offload::{Offload, StreamOffload};
 pub use overlay::{CheckedPolicy, PolicyConfig, check_policy_form};
 pub use password::{PasswordError, PasswordHash, hash_password, verify};
 pub use policy::{ModelInfo, PolicyError};
@@ -58,6 +60,8 @@ pub struct Config {
     pub model: Vec<Model>,
     /// How models are run.
     pub infer: Infer,
+    /// What may be asked of larger models in the cloud.
+    pub offload: Offload,
     /// One lane for each class.
     pub lane: Lanes,
     /// The buffer on disk and in memory.
@@ -88,6 +92,7 @@ impl Default for Config {
             stream: Vec::new(),
             model: Vec::new(),
             infer: Infer::default(),
+            offload: Offload::default(),
             lane: Lanes::default(),
             buffer: Buffer::default(),
             uplink: Vec::new(),

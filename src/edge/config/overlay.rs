@@ -13,7 +13,7 @@ use weir_logic::ids::Class;
 use weir_logic::policy::{Policy, StreamFidelity};
 use weir_logic::window::KeepConfig;
 
-use super::{Config, ModelInfo, Value, Warning, address, check};
+use super::{Config, ModelInfo, StreamOffload, Value, Warning, address, check};
 
 /// `[policy]` of the box: whether it takes policies from the cloud.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -55,6 +55,7 @@ struct StreamOverlay {
     keep: Option<KeepConfig>,
     zones: Option<Vec<String>>,
     value: Option<Value>,
+    offload: Option<StreamOffload>,
 }
 
 /// `[[uplink]]` of a policy.
@@ -163,6 +164,7 @@ impl Config {
             replace(&mut stream.zones, overlay.zones.as_ref());
             stream.keep = overlay.keep.clone().or(stream.keep.take());
             stream.value = overlay.value.clone().or(stream.value.take());
+            stream.offload = overlay.offload.clone().or(stream.offload.take());
         }
         for (overlay, &place) in policy.uplink.iter().zip(&places.uplinks) {
             let uplink = &mut config.uplink[place];

@@ -9,7 +9,7 @@ use weir_logic::payload::{Decoder, FormatError};
 use weir_logic::policy::{Meter, Policy, StreamFidelity, StreamModel, StreamPolicy, UplinkPolicy, UserPolicy};
 use weir_logic::window::{AggregateSpec, KeepError, KeepRules, Span, SpecError, WindowConfig, WindowSpec};
 
-use super::{Ack, Config, Stream, UplinkPath, value};
+use super::{Ack, Config, Stream, UplinkPath, offload, value};
 
 /// What streams need to know of a model.
 #[derive(Debug, Clone, PartialEq)]
@@ -30,6 +30,8 @@ pub struct ModelInfo {
     pub labels: Vec<String>,
     /// It carries state from a device's window to its next one.
     pub recurrent: bool,
+    /// Confidences that are worth asking a larger model about, from the first up to below the second.
+    pub confidence: Option<(f32, f32)>,
 }
 
 impl ModelInfo {
@@ -44,6 +46,7 @@ impl ModelInfo {
             rate_hz: manifest.input.rate_hz,
             labels: manifest.output.labels.clone(),
             recurrent: manifest.state.is_some(),
+            confidence: manifest.thresholds.confidence,
         }
     }
 }
@@ -97,6 +100,7 @@ impl Config {
             uplinks: self.uplink_paths().enumerate().map(|(at, path)| uplink_policy(at, &path)).collect(),
             price: self.plan.limits(),
             critical_copies: self.plan.critical_copies,
+            offload: self.offload.limits(),
         })
     }
 
@@ -147,7 +151,7 @@ pub(super) fn resolve(stream: &Stream, models: &[ModelInfo]) -> Result<StreamPol
         let message = "fidelity `aggregate` needs the table `aggregate`: add, for example, aggregate = { every = \"1m\" }";
         mistakes.push(mistake("fidelity".to_owned(), message));
     }
-    if stream.fidelity == StreamFidelity::Verdict && !stream.wants_model() {
+    if stream.fidelity == StreamFidelity::Verdict && !stream.wants_model() && stream.offload.is_none() {
         let message = "fidelity `verdict` needs a model: name one in `model`, a `task`, or choose another fidelity";
         mistakes.push(mistake("fidelity".to_owned(), message));
     }
@@ -156,6 +160,7 @@ pub(super) fn resolve(stream: &Stream, models: &[ModelInfo]) -> Result<StreamPol
         fits(stream, model, &decoder, window.as_ref(), &mut mistakes);
     }
     let value = stream.value.as_ref().and_then(|value| value::resolve(value, stream.class, &stream.payload, &mut mistakes));
+    let offload = offload::resolve(stream, model, window.as_ref(), &mut mistakes);
     if !mistakes.is_empty() {
         return Err(mistakes);
     }
@@ -178,6 +183,7 @@ pub(super) fn resolve(stream: &Stream, models: &[ModelInfo]) -> Result<StreamPol
         ack_record: stream.ack == Ack::Record,
         zones: stream.zones.iter().map(|zone| zone.as_str().into()).collect(),
         value,
+        offload,
     })
 }
 

@@ -9,7 +9,7 @@ use weir_logic::payload::{OpaqueFormat, PayloadFormat};
 use weir_logic::policy::StreamFidelity;
 use weir_logic::window::{AggregateConfig, KeepConfig, WindowConfig};
 
-use super::Value;
+use super::{StreamOffload, Value};
 
 /// `[[stream]]`
 #[derive(Debug, Clone, PartialEq, Deserialize)]
@@ -41,6 +41,8 @@ pub struct Stream {
     pub zones: Vec<String>,
     /// What its raw records are worth, and how they may be thinned; without it they are sent as they came.
     pub value: Option<Value>,
+    /// When a larger model in the cloud is asked about its windows; without it none is.
+    pub offload: Option<StreamOffload>,
 }
 
 impl Default for Stream {
@@ -59,6 +61,7 @@ impl Default for Stream {
             ack: Ack::Receipt,
             zones: Vec::new(),
             value: None,
+            offload: None,
         }
     }
 }

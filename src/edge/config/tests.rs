@@ -31,6 +31,7 @@ fn info(model: &str, channels: usize) -> ModelInfo {
         window: 128,
         rate_hz: 50.0,
         labels: vec!["ROW".to_owned()],
+        confidence: Some((0.0, 0.6)),
     }
 }
 

@@ -312,6 +312,8 @@ impl Driver {
                 self.parts.uplinks[usize::from(uplink)].path = path;
                 gateway.handle(now, Input::UplinkPath { uplink, path });
             }
+            UplinkEvent::OffloadAnswered { id, bytes } => gateway.handle(now, Input::OffloadAnswered { id, bytes: &bytes }),
+            UplinkEvent::OffloadFailed { id } => gateway.handle(now, Input::OffloadFailed { id }),
             UplinkEvent::Closed(reason) => gateway.handle(now, Input::UplinkClosed { uplink, reason }),
             UplinkEvent::Interface { up } => gateway.handle(now, Input::UplinkInterface { uplink, up }),
         }
@@ -347,6 +349,10 @@ impl Driver {
                 }
                 Output::ControlWrite { uplink, bytes } => self.tell_uplink(uplink, UplinkCommand::Control(bytes)),
                 Output::SendBlock { uplink, flow, block } => self.tell_uplink(uplink, UplinkCommand::Block { flow, block }),
+                Output::Offload { uplink, id, class, bytes } => {
+                    self.tell_uplink(uplink, UplinkCommand::Offload { id, class, bytes });
+                }
+                Output::CancelOffload { uplink, id } => self.tell_uplink(uplink, UplinkCommand::CancelOffload { id }),
                 Output::Disconnect { uplink } => self.tell_uplink(uplink, UplinkCommand::Disconnect),
                 Output::CheckPolicy { version, text, signature } => self.tell_desk(ToDesk::Check { version, text, signature }),
                 Output::Event(event) => self.log(&event),
@@ -431,9 +437,13 @@ impl Driver {
             Event::UplinkDown { uplink, reason } => {
                 tracing::warn!(uplink = self.parts.uplinks[usize::from(*uplink)].name, %reason, "uplink is down");
             }
-            Event::Planned { stream, version, planned, reason } => {
+            Event::Planned { stream, version, planned, reason, placed } => {
                 let stream = &self.parts.gateway.policy().streams[usize::from(*stream)].name;
-                tracing::info!(stream = &**stream, version, planned, %reason, "plan");
+                tracing::info!(stream = &**stream, version, planned, %reason, %placed, "plan");
+            }
+            Event::PoolBreaker { pool, state, reason } => {
+                let reason = reason.map(|reason| reason.to_string()).unwrap_or_default();
+                tracing::info!(pool = &**pool, state, reason, "breaker of a pool");
             }
             Event::Routed { lane, version, uplink, reason, rejected } => {
                 let uplink = uplink.map_or("none", |uplink| &*self.parts.uplinks[usize::from(uplink)].name);

@@ -1,5 +1,6 @@
 //! "Why is my stream thinned, and where is my message?": answers made when somebody asks, never before.
 
+use std::collections::BTreeMap;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
@@ -8,6 +9,7 @@ use super::Gateway;
 use crate::explain::{Change, candidate, levels, no_way, rejected};
 use crate::ids::{Class, Epoch};
 use crate::lanes::{HeldPlace, Place, Step};
+use crate::plan::pools_rejected;
 use crate::price::Wait;
 use crate::wire::ANSWER_LEN_MAX;
 
@@ -159,8 +161,11 @@ pub struct StreamExplanation {
     pub plan: String,
     /// Why.
     pub reason: String,
-    /// The levels that were not taken, each with its numbers.
+    /// The levels and pools that were not taken, each with its numbers.
     pub rejected: Vec<String>,
+    /// What became of windows that a pool was to be asked about, by word.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub offload: BTreeMap<String, u64>,
 }
 
 /// One lane.
@@ -261,12 +266,19 @@ impl Gateway {
 
     fn explain_stream(&self, index: usize) -> StreamExplanation {
         let (entry, stream) = (&self.plan.streams[index], &self.policy.streams[index]);
+        let (pools, uplinks) = (self.pool_places(self.now_us), &self.plan.uplinks[entry.lane.index()]);
+        let counts = self.offloads.counts(index as u16);
+        let by_word = counts.by_word().filter(|_| stream.offload.is_some());
+        let pool = entry.placement.pool().and_then(|pool| self.offloads.pools().get(usize::from(pool)));
+        let pool = pool.map(|pool| format!(" ({})", pool.view().name)).unwrap_or_default();
         StreamExplanation {
             stream: stream.name.to_string(),
             lane: entry.lane.name().to_owned(),
-            plan: entry.to_string(),
-            reason: entry.reason.to_string(),
-            rejected: levels(&self.policy, &self.plan, index),
+            plan: format!("{entry}{pool}"),
+            reason: entry.why(),
+            rejected: [levels(&self.policy, &self.plan, index), pools_rejected(stream, &pools, uplinks, entry.placement)]
+                .concat(),
+            offload: by_word.map(|(word, count)| (word.to_owned(), count)).collect(),
         }
     }
 

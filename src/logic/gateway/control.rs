@@ -93,7 +93,8 @@ impl Gateway {
 
     fn replan(&mut self, now_us: u64) {
         let uplinks = self.uplink_views(now_us);
-        let view = View { now_us, price: self.control.price, uplinks: &uplinks };
+        let pools = self.pool_places(now_us);
+        let view = View { now_us, price: self.control.price, uplinks: &uplinks, pools: &pools };
         let next = plan(&self.policy, &view, Some(&self.plan));
         let last = std::mem::replace(&mut self.plan, next);
         self.announce_plan(Some(&last));
@@ -157,9 +158,7 @@ impl Gateway {
         for (index, entry) in self.plan.streams.iter().enumerate() {
             let before = last.and_then(|last| last.streams.get(index));
             // The numbers of a reason change all the time; what is done does not.
-            if before.is_some_and(|b| {
-                (b.fidelity, b.level, b.lane, b.placement) == (entry.fidelity, entry.level, entry.lane, entry.placement)
-            }) {
+            if before.is_some_and(|before| before.does_the_same(entry)) {
                 continue;
             }
             let change = explain::stream_change(now_us, &self.policy, &self.plan, index, before);
@@ -169,6 +168,7 @@ impl Gateway {
                 version,
                 planned: entry.to_string(),
                 reason: entry.reason,
+                placed: entry.placed,
             }));
         }
         for class in Class::ALL {

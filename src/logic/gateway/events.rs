@@ -1,5 +1,7 @@
 //! What goes into the gateway, and what comes out.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 
 use super::offers::PolicyNews;
@@ -9,7 +11,7 @@ use crate::ids::{BlockKey, Class, VoidReason};
 use crate::ingest::{ConnId, InferJob, Scored};
 use crate::lanes::Flow;
 use crate::mqtt::{AuthRefusal, Close, UserIndex};
-use crate::plan::Reason;
+use crate::plan::{Placed, Reason};
 use crate::policy::Policy;
 use crate::store::{CommitRequest, StoreError};
 use crate::uplink::DownReason;
@@ -114,6 +116,18 @@ pub enum Input<'a> {
         /// What it asks for, or why it is refused, in words.
         result: Result<Box<Policy>, String>,
     },
+    /// What came back on the stream of an [`Output::Offload`], whole.
+    OffloadAnswered {
+        /// The request.
+        id: u64,
+        /// The bytes.
+        bytes: &'a [u8],
+    },
+    /// The stream of an [`Output::Offload`] ended without an answer. Not told when its connection ended.
+    OffloadFailed {
+        /// The request.
+        id: u64,
+    },
     /// The process is asked to stop.
     Stop,
 }
@@ -195,6 +209,24 @@ pub enum Output {
         /// The signature of the text.
         signature: Bytes,
     },
+    /// Write a window to a stream of its own, and read the answer.
+    Offload {
+        /// The uplink.
+        uplink: u8,
+        /// The request, never used before.
+        id: u64,
+        /// How urgent it is.
+        class: Class,
+        /// All that is to be written.
+        bytes: Vec<u8>,
+    },
+    /// Reset the stream of an [`Output::Offload`], if it is still there.
+    CancelOffload {
+        /// The uplink.
+        uplink: u8,
+        /// The request.
+        id: u64,
+    },
     /// Something worth telling a person.
     Event(Event),
 }
@@ -229,8 +261,19 @@ pub enum Event {
         version: u64,
         /// What is planned, in words.
         planned: String,
-        /// Why.
+        /// Why it is kept and sent so.
         reason: Reason,
+        /// Why its model runs where it does.
+        placed: Placed,
+    },
+    /// A pool is asked again, or not any more.
+    PoolBreaker {
+        /// The pool.
+        pool: Arc<str>,
+        /// `closed`, `open` or `half-open`.
+        state: &'static str,
+        /// Why it is not closed.
+        reason: Option<OpenReason>,
     },
     /// A lane goes by another uplink than before.
     Routed {

@@ -290,12 +290,16 @@ impl Gateway {
             if stream.keep != now.keep {
                 self.ingest.set_keep(at as u16, stream.keep.clone());
             }
+            if stream.offload != now.offload {
+                self.ingest.set_offload(at as u16, stream.offload.clone());
+            }
         }
         for (at, (uplink, now)) in next.uplinks.iter_mut().zip(&self.policy.uplinks).enumerate() {
             uplink.ingest.clone_from(&now.ingest);
             self.health[at].set_metered(now_us, uplink.meter.is_some() && uplink.stands_in_for.is_none());
             self.ways[at].set_month(now_us, uplink);
         }
+        self.offloads.set_limits(next.offload);
         let before = std::mem::replace(&mut self.policy, next);
         self.control.policy_changed(&self.policy);
         self.reshape();

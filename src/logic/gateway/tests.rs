@@ -5,6 +5,7 @@
 mod client;
 mod cloud;
 mod federation;
+mod offload;
 mod policies;
 mod pressure;
 mod rng;

@@ -6,6 +6,7 @@
 //! while there is room.
 
 mod counts;
+mod escalate;
 mod streams;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -16,6 +17,7 @@ use crate::mqtt::{
     Ack, AckQueue, AuthRefusal, Close, Connection, Counters, DisconnectReason, Event, Filter, FilterError, FilterTree, Flow,
     Next, Pause, PubAck, Publish, Route, TopicRouter, UserIndex,
 };
+use crate::offload::{OffloadPolicy, RemoteVerdict};
 use crate::payload::SparkplugCounters;
 use crate::plan::Plan;
 use crate::policy::Policy;
@@ -388,6 +390,46 @@ impl Ingest {
         self.full && !self.lacks_room(lanes)
     }
 
+    /// Windows that are to be asked about elsewhere since the last call, by job.
+    pub(crate) fn take_escalations(&mut self) -> Vec<u64> {
+        self.streams.take_escalations()
+    }
+
+    /// Stream and values of such a window.
+    pub(crate) fn escalation(&self, job: u64) -> Option<(u16, &[f32])> {
+        self.streams.escalation(job)
+    }
+
+    /// Such a window is under way.
+    pub(crate) fn sent_on(&mut self, job: u64) {
+        self.streams.sent_on(job);
+    }
+
+    /// The answer came; returns its stream, and whether it says another label than the box's model.
+    pub(crate) fn answered(
+        &mut self,
+        now: Moment,
+        plan: &Plan,
+        lanes: &mut Lanes,
+        job: u64,
+        answer: &RemoteVerdict,
+    ) -> Option<(u16, bool)> {
+        let answered = self.streams.answered(now, plan, lanes, job, answer);
+        self.resolve();
+        answered
+    }
+
+    /// The answer is not waited for any longer; `is_over` if none will come.
+    pub(crate) fn not_answered(&mut self, now: Moment, plan: &Plan, lanes: &mut Lanes, job: u64, is_over: bool) {
+        self.streams.not_answered(now, plan, lanes, job, is_over);
+        self.resolve();
+    }
+
+    /// When and how a stream's windows are asked about elsewhere from now on.
+    pub(crate) fn set_offload(&mut self, stream: u16, offload: Option<OffloadPolicy>) {
+        self.streams.set_offload(stream, offload);
+    }
+
     /// A window was scored, or could not be.
     pub fn inferred(&mut self, now: Moment, plan: &Plan, lanes: &mut Lanes, scored: &Scored) {
         self.streams.inferred(now, plan, lanes, scored);
@@ -500,7 +542,7 @@ impl Ingest {
         self.router.topics_evicted()
     }
 
-    /// Windows being scored now.
+    /// Windows being scored now, here or elsewhere.
     pub fn pending_windows(&self) -> usize {
         self.streams.pending_len()
     }

@@ -5,15 +5,17 @@ use std::sync::Arc;
 
 use foldhash::fast::FixedState;
 
+use super::escalate::Escalated;
 use super::{EarlyAcks, Fate, FateCounters, Moment, Rejected, SampleCounts, Waiting};
 use crate::block::{NewRecord, RecordKind};
 use crate::ids::Class;
 use crate::lanes::Lanes;
 use crate::mqtt::{Ack, DeviceIndex, PubAck, Publish};
+use crate::offload::OffloadPolicy;
 use crate::payload::{DecodeError, Decoder, Heard, PayloadFormat, Samples, SparkplugCounters, SparkplugNodes, SparkplugTopic};
 use crate::plan::{Placement, Plan};
 use crate::policy::{StreamFidelity, StreamPolicy};
-use crate::window::{Aggregate, Aggregator, Keep, KeepRules, Keeper, VerdictRecord, Window, Windower, encode_window};
+use crate::window::{Aggregate, Aggregator, Keep, KeepRules, Keeper, Windower};
 
 /// A window to be scored.
 #[derive(Debug, Clone, PartialEq)]
@@ -56,20 +58,20 @@ pub struct Verdict {
 
 /// A stream as the data plane sees it.
 #[derive(Debug)]
-struct Stream {
-    policy: StreamPolicy,
+pub(super) struct Stream {
+    pub(super) policy: StreamPolicy,
     decoder: Decoder,
     opaque: bool,
-    counters: FateCounters,
+    pub(super) counters: FateCounters,
     /// By reason, of which the decoder knows a few.
     undecodable: BTreeMap<&'static str, u64>,
 }
 
 /// One device of one stream.
 #[derive(Debug)]
-struct Source {
-    stream: u16,
-    device: Arc<str>,
+pub(super) struct Source {
+    pub(super) stream: u16,
+    pub(super) device: Arc<str>,
     keeper: Keeper,
     windower: Option<Windower>,
     aggregator: Option<Aggregator>,
@@ -87,31 +89,36 @@ struct SourcePair {
 
 /// A window that is being scored.
 #[derive(Debug)]
-struct Pending {
-    job: u64,
-    source: u32,
-    start_us: i64,
-    end_us: i64,
-    service_time: bool,
-    channels: usize,
-    waiting: Vec<Waiting>,
+pub(super) struct Pending {
+    pub(super) job: u64,
+    pub(super) source: u32,
+    pub(super) start_us: i64,
+    pub(super) end_us: i64,
+    pub(super) service_time: bool,
+    pub(super) channels: usize,
+    pub(super) waiting: Vec<Waiting>,
 }
 
 /// Streams, their devices, and windows under way.
 #[derive(Debug)]
 pub(super) struct Streams {
-    streams: Vec<Stream>,
-    sources: Vec<Source>,
+    pub(super) streams: Vec<Stream>,
+    pub(super) sources: Vec<Source>,
     by_device: HashMap<(u16, DeviceIndex), SourcePair, FixedState>,
     /// Sources of samples that come on several topics.
     by_key: HashMap<(u16, String), u32, FixedState>,
     nodes: SparkplugNodes,
     samples: Samples,
     window: Vec<f32>,
-    payload: Vec<u8>,
+    pub(super) payload: Vec<u8>,
     next_job: u64,
     pending: VecDeque<Pending>,
     pub(super) jobs: Vec<InferJob>,
+    /// Windows of streams without a model on the box.
+    pub(super) remote_jobs: Vec<InferJob>,
+    /// Jobs that are asked about elsewhere, and those among them that are to be.
+    pub(super) escalated: BTreeMap<u64, Escalated>,
+    pub(super) escalations: Vec<u64>,
     /// Messages whose record is now known.
     pub(super) resolved: Vec<(Waiting, Ack)>,
     pub(super) verdicts: u64,
@@ -137,6 +144,9 @@ impl Streams {
             next_job: 1,
             pending: VecDeque::new(),
             jobs: Vec::new(),
+            remote_jobs: Vec::new(),
+            escalated: BTreeMap::new(),
+            escalations: Vec::new(),
             resolved: Vec::new(),
             verdicts: 0,
             verdict_errors: 0,
@@ -145,11 +155,12 @@ impl Streams {
     }
 
     pub(super) fn is_full(&self) -> bool {
-        self.pending.len() >= PENDING_MAX
+        self.pending_len() >= PENDING_MAX
     }
 
+    /// Windows that are being scored, here or elsewhere.
     pub(super) fn pending_len(&self) -> usize {
-        self.pending.len()
+        self.pending.len() + self.escalated.len()
     }
 
     pub(super) fn counters(&self, stream: u16) -> FateCounters {
@@ -186,6 +197,10 @@ impl Streams {
         for source in self.sources.iter_mut().filter(|source| source.stream == stream) {
             source.keeper = Keeper::new();
         }
+    }
+
+    pub(super) fn set_offload(&mut self, stream: u16, offload: Option<OffloadPolicy>) {
+        self.streams[usize::from(stream)].policy.offload = offload;
     }
 
     /// The stream's lowest-cost way from payload to records; says when its sender is to be acknowledged.
@@ -243,14 +258,19 @@ impl Streams {
                 self.resolved.extend(source.waiting.drain(..).map(|waiting| (waiting, ack)));
             }
         }
-        if entry.placement == Placement::Local
-            && let Some(model) = &stream.policy.model
-            && has_values
-        {
+        let model = stream.policy.model.as_ref().map(|model| (model.index, &model.window));
+        let spec = match entry.placement {
+            Placement::None => None,
+            Placement::Local | Placement::Cascade { .. } => model,
+            Placement::Offload { .. } => stream.policy.offload.as_ref().map(|offload| (0, &offload.window)),
+        };
+        if let Some((model, spec)) = spec.filter(|_| has_values) {
             folds |= entry.fidelity == StreamFidelity::Verdict;
             let service_time = now.wall_offset_us.is_none() && self.samples.time_us().is_none();
-            let windower = source.windower.get_or_insert_with(|| Windower::new(model.window.clone()));
-            let (jobs, pending, next_job) = (&mut self.jobs, &mut self.pending, &mut self.next_job);
+            let windower = source.windower.get_or_insert_with(|| Windower::new(spec.clone()));
+            let is_here = !matches!(entry.placement, Placement::Offload { .. });
+            let jobs = if is_here { &mut self.jobs } else { &mut self.remote_jobs };
+            let (pending, next_job) = (&mut self.pending, &mut self.next_job);
             let completed = &mut completes_window;
             windower.push_message(&self.samples, received_us, &mut self.window, |window| {
                 pending.push_back(Pending {
@@ -264,7 +284,7 @@ impl Streams {
                 });
                 jobs.push(InferJob {
                     job: *next_job,
-                    model: model.index,
+                    model,
                     source: source_index,
                     start_us: window.start_us,
                     end_us: window.end_us,
@@ -356,63 +376,18 @@ impl Streams {
 
     /// A window was scored, or could not be.
     pub(super) fn inferred(&mut self, now: Moment, plan: &Plan, lanes: &mut Lanes, scored: &Scored) {
-        let (job, verdict) = (scored.job, scored.verdict.as_ref());
-        let Some(at) = self.pending.iter().position(|pending| pending.job == job) else { return };
-        let pending = self.pending.remove(at).expect("found above");
-        let source = &self.sources[pending.source as usize];
-        let stream = &mut self.streams[usize::from(source.stream)];
-        let entry = &plan.streams[usize::from(source.stream)];
-        let lane = entry.lane;
-        let record = NewRecord {
-            source: pending.source,
-            stream: &stream.policy.name,
-            device: &source.device,
-            kind: RecordKind::Window,
-            service_time: pending.service_time,
-            at_us: now.service_us,
-            payload: &[],
-        };
-        let mut ack = Ack::Now(PubAck::Success);
-        // Without a verdict nobody knows what the window was worth: it is kept, as all is where there is no model at all.
-        let keep_window = match (verdict, &stream.policy.keep) {
-            (Some(v), Some(rules)) => rules.keep_verdict(v.score, v.confidence, &v.label) != Keep::Fold,
-            (None, rules) => rules.is_some() || entry.fidelity == StreamFidelity::Verdict,
-            (Some(_), None) => false,
-        };
-        if keep_window {
-            let (start_us, end_us, channels) = (pending.start_us, pending.end_us, pending.channels);
-            self.payload.clear();
-            encode_window(&Window { start_us, end_us, channels, values: &scored.window }, &mut self.payload);
-            let seq = lanes.push(now.service_us, lane, source.stream, &NewRecord { payload: &self.payload, ..record });
-            stream.counters.add(Fate::Window);
-            ack = Ack::WhenSafe { lane, seq };
+        if let Some(pending) = self.take_pending(scored.job) {
+            self.scored_here(now, plan, lanes, pending, &scored.window, scored.verdict.as_ref());
         }
-        let model = stream.policy.model.as_ref();
-        if let (Some(verdict), Some(model)) = (verdict, model) {
-            self.payload.clear();
-            let encoded = VerdictRecord {
-                model: model.name.clone(),
-                version: model.version.clone(),
-                label: verdict.label.clone(),
-                score: verdict.score,
-                confidence: verdict.confidence,
-                start_us: pending.start_us,
-                end_us: pending.end_us,
-            }
-            .encode(&mut self.payload);
-            if encoded.is_ok() {
-                let record = NewRecord { kind: RecordKind::Verdict, payload: &self.payload, ..record };
-                let seq = lanes.push(now.service_us, lane, source.stream, &record);
-                stream.counters.add(Fate::Verdict);
-                self.verdicts += 1;
-                ack = Ack::WhenSafe { lane, seq };
-            } else {
-                self.verdict_errors += 1;
-            }
-        } else {
-            self.verdict_errors += 1;
-        }
-        self.resolved.extend(pending.waiting.into_iter().map(|waiting| (waiting, ack)));
+    }
+
+    pub(super) fn take_pending(&mut self, job: u64) -> Option<Pending> {
+        let at = self.pending.iter().position(|pending| pending.job == job)?;
+        self.pending.remove(at)
+    }
+
+    pub(super) fn stream_of(&self, pending: &Pending) -> &Stream {
+        &self.streams[usize::from(self.sources[pending.source as usize].stream)]
     }
 
     /// Closes aggregates of devices that have fallen silent; `all` closes every one, for shutdown.

@@ -692,6 +692,7 @@ fn named(name: &str) -> StreamPolicy {
         ack_record: false,
         zones: Vec::new(),
         value: None,
+        offload: None,
     }
 }
 
@@ -741,6 +742,7 @@ fn what_a_busy_cloud_gets_is_thinned_although_nothing_has_a_price() {
         level: Some(Level::Raw),
         lane: Class::Normal,
         placement: crate::plan::Placement::None,
+        placed: crate::plan::Placed::NotAsked,
         reason: crate::plan::Reason::Policy { asked: StreamFidelity::Raw },
     };
     let plan =

@@ -18,6 +18,7 @@
 
 mod latency;
 mod queue;
+mod told;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -25,6 +26,7 @@ use std::sync::Arc;
 use crate::ids::{Class, PerClass};
 
 pub use latency::Latencies;
+pub use told::PoolsTold;
 
 use queue::ClassQueue;
 

@@ -18,6 +18,7 @@ fn policy(uplinks: Vec<UplinkPolicy>) -> Policy {
         ack_record: false,
         zones: Vec::new(),
         value: None,
+        offload: None,
     };
     let durability = crate::lanes::Durability::Disk;
     Policy {
@@ -38,6 +39,7 @@ fn policy(uplinks: Vec<UplinkPolicy>) -> Policy {
         uplinks,
         price: Default::default(),
         critical_copies: 1,
+        offload: Default::default(),
     }
 }
 

@@ -31,6 +31,7 @@ fn policies() -> Vec<StreamPolicy> {
             ack_record: false,
             zones: Vec::new(),
             value: None,
+            offload: None,
         })
         .collect()
 }

@@ -14,6 +14,7 @@ use bytes::{Bytes, BytesMut};
 use crate::graph::Stamp;
 use crate::ids::{Class, Epoch, PerClass, Void};
 use crate::pressure::CreditReturn;
+use crate::wire::offload::PoolViews;
 use crate::wire::{
     self, Ack, AskedQuestion, Body, CloudLoad, Control, Credits, DigestBytes, FrameError, GivenAnswer, Hello, LaneRanges,
     PROTOCOL_VERSION, Ping, PolicyOffer, PolicyState, QUESTION_LEN_MAX, VoidRange, Voids, Welcome,
@@ -60,6 +61,8 @@ pub enum SessionOutput {
     Advice(Bytes),
     /// The cloud is busier, or less busy, than it was.
     Load(CloudLoad),
+    /// The pools that this box may use there.
+    Pools(PoolViews),
     /// Somebody in the cloud asks why; [`Session::answer`] is to be called.
     Asked {
         /// The question's number.
@@ -340,8 +343,17 @@ impl Session {
             }
             Some(Body::Question(question)) => self.asked(now_us, question),
             Some(Body::PolicyOffer(offer)) => self.outputs.push_back(SessionOutput::PolicyOffer(offer)),
+            Some(Body::Pools(pools)) => self.outputs.push_back(SessionOutput::Pools(pools)),
             Some(
-                Body::Hello(_) | Body::Voids(_) | Body::Ping(_) | Body::Digest(_) | Body::Answer(_) | Body::PolicyState(_),
+                Body::Hello(_)
+                | Body::Voids(_)
+                | Body::Ping(_)
+                | Body::Digest(_)
+                | Body::Answer(_)
+                | Body::PolicyState(_)
+                | Body::OffloadRequest(_)
+                | Body::OffloadAnswer(_)
+                | Body::OffloadRefusal(_),
             )
             | None => self.counters.unknown_messages += 1,
         }

@@ -399,7 +399,7 @@ impl<'a> World<'a> {
                 }
                 Output::ClientWrite { .. } | Output::ClientClose { .. } => {}
                 // Its cloud offers no policies.
-                Output::CheckPolicy { .. } | Output::Event(_) => {}
+                Output::CheckPolicy { .. } | Output::Offload { .. } | Output::CancelOffload { .. } | Output::Event(_) => {}
             }
         }
         self.advance();

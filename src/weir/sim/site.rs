@@ -44,6 +44,7 @@ pub(super) fn policy(link: &Link, workload: &Workload, price: PriceLimits) -> Po
         uplinks: vec![UplinkPolicy::free("link", (8.0 * link.mean_bytes_per_s()) as u64)],
         price,
         critical_copies: 1,
+        offload: Default::default(),
     }
 }
 
@@ -82,6 +83,7 @@ fn stream_policy(index: usize, stream: &StreamSpec, mode: &str, times: f64) -> S
         ack_record: false,
         zones: Vec::new(),
         value: Some(value),
+        offload: None,
     }
 }
 

@@ -23,6 +23,8 @@ const FILTERS_MAX: usize = 4_096;
 pub(super) fn check(context: &Context<'_>, findings: &mut Findings<'_, '_>) -> Vec<ModelInfo> {
     let config = context.config;
     check_infer(context, findings);
+    let (hour, why) = (&context.config.offload, "it is what all streams may ask in any hour");
+    check_range(findings, "offload.requests_per_hour", &hour.requests_per_hour, &(0..=10_000_000), why);
     let models = check_models(context, findings);
     check_count(findings, "stream", "streams", config.stream.len(), STREAMS_MAX);
     let mut names = Vec::new();
@@ -168,7 +170,7 @@ fn check_stream(context: &Context<'_>, at: usize, stream: &Stream, models: &[Mod
             }
         }
     }
-    warn_of_unused(at, stream, findings);
+    warn_of_unused(context, at, stream, findings);
     check_sparkplug(&path("topics"), stream, findings);
 }
 
@@ -209,9 +211,9 @@ fn warn_of_gaps(path: &str, length: usize, step: usize, findings: &mut Findings<
 }
 
 /// Warns of keys that have no effect together with the others.
-fn warn_of_unused(at: usize, stream: &Stream, findings: &mut Findings<'_, '_>) {
+fn warn_of_unused(context: &Context<'_>, at: usize, stream: &Stream, findings: &mut Findings<'_, '_>) {
     let path = |key: &str| format!("stream[{at}].{key}");
-    if stream.window.is_some() && !stream.wants_model() {
+    if stream.window.is_some() && !stream.wants_model() && stream.offload.is_none() {
         findings.warn(&path("window"), "a window without a model has no effect", "name a `model`, or remove it");
     }
     if stream.aggregate.is_some() && stream.fidelity != StreamFidelity::Aggregate {
@@ -222,8 +224,11 @@ fn warn_of_unused(at: usize, stream: &Stream, findings: &mut Findings<'_, '_>) {
         let message = "`ack` has no effect at fidelity `raw`: each message is a record of its own";
         findings.warn(&path("ack"), message, "remove it");
     }
+    if stream.offload.is_some() && context.config.uplink.is_empty() {
+        findings.warn(&path("offload"), "`offload` has no effect without an uplink", "add [[uplink]], or remove it");
+    }
     let Some(keep) = &stream.keep else { return };
-    if !keep.verdicts.is_empty() && !stream.wants_model() {
+    if !keep.verdicts.is_empty() && !stream.wants_model() && stream.offload.is_none() {
         findings.warn(
             &path("keep.verdicts"),
             "rules on verdicts have no effect without a model",

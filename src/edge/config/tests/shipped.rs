@@ -30,6 +30,10 @@ fn the_examples_in_the_shipped_file_work_and_show_what_is_optional() {
     assert!(uplink.fallback.as_ref().is_some_and(|fallback| fallback.proxy.is_some()));
     assert!(uplink.metered && uplink.month_bytes.is_some() && uplink.classes.is_some() && uplink.carrier.is_some());
     assert!(uplink.zone.is_some() && !config.stream[0].zones.is_empty());
+    let offload = stream.offload.as_ref().expect("it is shown");
+    // What the line gives besides a task is the default, but for the spacing and the band, whose default is the manifest's.
+    let shown = StreamOffload { spacing: offload.spacing, band: offload.band, ..StreamOffload::default() };
+    assert_eq!(*offload, StreamOffload { task: "activity".to_owned(), ..shown });
     assert!(
         config.policy.key.is_some()
             && config.gateway.name.is_some()
@@ -76,6 +80,7 @@ fn the_shipped_file_has_every_key_there_is() {
         "[[stream]]",
         "[[model]]",
         "[infer]",
+        "[offload]",
         "[lane.critical]",
         "[lane.bulk]",
         "[buffer]",

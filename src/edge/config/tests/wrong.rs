@@ -398,3 +398,41 @@ ping = "1 sec"
     assert!(shown.ends_with("11 mistakes in edge.toml"), "{shown}");
     assert!(shown.contains("--> edge.toml:13:12") && shown.contains("did you mean `aggregate`?"), "{shown}");
 }
+
+#[test]
+fn offload_that_cannot_work_is_refused_at_its_line() {
+    let stream = "[[stream]]\nname = \"s\"\ntopics = [\"a\"]\npayload = { format = \"number\" }\n";
+    let cases = [
+        ("offload = { mode = \"wait\" }", "not said what is asked for", "task = "),
+        (
+            "window = { length = \"4 samples\" }\noffload = { task = \"t\", deadline = \"11s\" }",
+            "not within 1us to 10s",
+            "stand after it",
+        ),
+        (
+            "window = { length = \"4 samples\" }\noffload = { task = \"t\", band = [0.6, 0.2] }",
+            "no band within 0 to 1",
+            "[0.0, 0.6]",
+        ),
+        (
+            "window = { length = \"4 samples\" }\noffload = { task = \"t\", spacing = \"2h\" }",
+            "longer than",
+            "requests_per_hour",
+        ),
+        ("offload = { task = \"t\" }", "how long a window is", "`window`"),
+        ("offload = { task = \"t\", mode = \"ask\" }", "unknown value `ask`", "never, wait, answer_now"),
+    ];
+    for (keys, message, hint) in cases {
+        let text = format!("{stream}{keys}\n");
+        let errors = parse(&text).config.expect_err(keys);
+        let error = errors.errors().iter().find(|error| error.message.contains(message)).unwrap_or_else(|| panic!("{errors}"));
+        assert!(error.hint.contains(hint) && error.line == text.lines().count(), "{keys}\n{errors}");
+    }
+    let wide = "[[stream]]\nname = \"s\"\ntopics = [\"a\"]\npayload = { format = \"packed\", element = \"i16\", channels = 8 }\n\
+                window = { length = \"16384 samples\" }\noffload = { task = \"t\" }\n";
+    assert_refused_text(wide, 6, "a window of 131072 values is longer than 65536", "shorter window");
+    let good = format!("{stream}window = {{ length = \"4 samples\" }}\noffload = {{ task = \"t\", mode = \"wait\" }}\n");
+    let policy = parse(&good).config.unwrap().policy(&[]).unwrap();
+    let offload = policy.streams[0].offload.as_ref().expect("it was asked for");
+    assert_eq!((offload.deadline_us, offload.window.length(), offload.band.1), (500_000, 4, f32::INFINITY));
+}

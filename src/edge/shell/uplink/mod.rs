@@ -6,6 +6,7 @@
 //! older one still reports is dropped by the receiver.
 
 mod counted;
+mod offload;
 mod quic;
 mod tcp;
 
@@ -16,7 +17,9 @@ use bytes::Bytes;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use weir_logic::health::PathStats;
+use weir_logic::ids::Class;
 use weir_logic::lanes::Flow;
+use weir_logic::offload::IN_FLIGHT_MAX;
 
 use super::interface::InterfaceState;
 
@@ -27,7 +30,19 @@ pub(crate) use tcp::TcpWay;
 pub(crate) enum UplinkCommand {
     Connect,
     Control(Vec<u8>),
-    Block { flow: Flow, block: Bytes },
+    Block {
+        flow: Flow,
+        block: Bytes,
+    },
+    /// A window for a pool, on a stream of its own.
+    Offload {
+        id: u64,
+        class: Class,
+        bytes: Vec<u8>,
+    },
+    CancelOffload {
+        id: u64,
+    },
     Disconnect,
 }
 
@@ -42,6 +57,15 @@ pub(crate) enum UplinkEvent {
         len: u64,
     },
     Path(PathStats),
+    /// What came back on a request's stream.
+    OffloadAnswered {
+        id: u64,
+        bytes: Vec<u8>,
+    },
+    /// A request's stream ended without an answer.
+    OffloadFailed {
+        id: u64,
+    },
     Closed(String),
     /// The interface came up, or went down or away. Not of any attempt: it counts whatever its generation.
     Interface {
@@ -76,6 +100,8 @@ pub(crate) enum Transport {
 const BLOCKS_LEN: usize = 2_048;
 /// Control messages on their way to their stream; of heartbeats alone, more are not waiting before silence ends the session.
 const CONTROL_LEN: usize = 1_024;
+/// Requests to pools, and words that they are not awaited any more; no more of either are under way at a time.
+const OFFLOADS_LEN: usize = 4 * IN_FLIGHT_MAX;
 
 /// Runs an uplink until its commands end.
 ///
@@ -126,6 +152,13 @@ pub(crate) async fn run(
             Some(UplinkCommand::Block { flow, block }) => {
                 attempt.as_ref().is_some_and(|attempt| is_full(&attempt.blocks_tx.try_send((flow, block))))
             }
+            Some(UplinkCommand::Offload { id, class, bytes }) => {
+                let window = ToPool::Ask { id, class, bytes };
+                attempt.as_ref().is_some_and(|attempt| is_full(&attempt.offloads_tx.try_send(window)))
+            }
+            Some(UplinkCommand::CancelOffload { id }) => {
+                attempt.as_ref().is_some_and(|attempt| is_full(&attempt.offloads_tx.try_send(ToPool::Cancel { id })))
+            }
         };
         if is_stuck {
             // What is dropped here would never be sent again on this connection, so it ends with it.
@@ -151,10 +184,18 @@ fn is_full<T>(sent: &Result<(), mpsc::error::TrySendError<T>>) -> bool {
     matches!(sent, Err(mpsc::error::TrySendError::Full(_)))
 }
 
+/// What the attempt is told of requests to pools.
+#[derive(Debug)]
+enum ToPool {
+    Ask { id: u64, class: Class, bytes: Vec<u8> },
+    Cancel { id: u64 },
+}
+
 /// One attempt to connect, and the connection that came of it. Dropping it closes the connection.
 struct Attempt {
     control_tx: mpsc::Sender<Vec<u8>>,
     blocks_tx: mpsc::Sender<(Flow, Bytes)>,
+    offloads_tx: mpsc::Sender<ToPool>,
     _tasks: JoinSet<()>,
 }
 
@@ -162,13 +203,15 @@ struct Attempt {
 struct Outgoing {
     control_rx: mpsc::Receiver<Vec<u8>>,
     blocks_rx: mpsc::Receiver<(Flow, Bytes)>,
+    offloads_rx: mpsc::Receiver<ToPool>,
 }
 
 impl Attempt {
     fn start(target: Arc<UplinkTarget>, events: Events) -> Self {
         let (control_tx, control_rx) = mpsc::channel(CONTROL_LEN);
         let (blocks_tx, blocks_rx) = mpsc::channel(BLOCKS_LEN);
-        let outgoing = Outgoing { control_rx, blocks_rx };
+        let (offloads_tx, offloads_rx) = mpsc::channel(OFFLOADS_LEN);
+        let outgoing = Outgoing { control_rx, blocks_rx, offloads_rx };
         let mut tasks = JoinSet::new();
         tasks.spawn(async move {
             let reason = match &target.transport {
@@ -178,7 +221,7 @@ impl Attempt {
             tracing::debug!(uplink = target.name, %reason, "connection ended");
             events.send(UplinkEvent::Closed(reason)).await;
         });
-        Attempt { control_tx, blocks_tx, _tasks: tasks }
+        Attempt { control_tx, blocks_tx, offloads_tx, _tasks: tasks }
     }
 }
 

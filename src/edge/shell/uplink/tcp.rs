@@ -90,7 +90,7 @@ async fn reach(target: &UplinkTarget, way: &TcpWay, addrs: &[SocketAddr]) -> Res
 }
 
 /// Moves bytes until the session ends; returns why.
-async fn converse(pair: Pair, events: &Events, Outgoing { control_rx, blocks_rx }: Outgoing) -> String {
+async fn converse(pair: Pair, events: &Events, Outgoing { control_rx, blocks_rx, .. }: Outgoing) -> String {
     let Pair { control, bulk, counts } = pair;
     let (control_in, control_out) = tokio::io::split(control);
     let (bulk_in, bulk_out) = tokio::io::split(bulk);

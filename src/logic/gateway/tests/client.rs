@@ -89,7 +89,7 @@ impl Client {
                 (format!("raw/{}/{}", class.name(), rng.range(0, 3)), payload, Fate::Record(class))
             }
             4 => (format!("agg/d{}", rng.range(0, 2)), b"21.5".to_vec(), Fate::Folded),
-            5 => (format!("verdict/d{}", rng.range(0, 2)), b"-3".to_vec(), Fate::Folded),
+            5 => (format!("verdict/d{}", rng.range(0, 2)), format!("-{}", self.sent).into_bytes(), Fate::Folded),
             6 => {
                 let kept = rng.percent(50);
                 let payload = if kept { id.to_string() } else { format!("-{id}") };

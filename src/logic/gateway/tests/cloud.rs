@@ -1,6 +1,6 @@
 //! The far end: the real receiver over a sink that forgets what it had not committed when it dies.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use bytes::BytesMut;
 
@@ -46,6 +46,8 @@ pub(super) struct Cloud {
     pub(super) graph: Federation,
     /// What the box has said of policies.
     pub(super) policy_states: Vec<PolicyState>,
+    /// Sessions that were told of pools.
+    pools_told: BTreeSet<u64>,
 }
 
 /// The box, as its certificate says.
@@ -73,6 +75,7 @@ impl Cloud {
             outs: Vec::new(),
             graph: Federation::new(FederationLimits::default()),
             policy_states: Vec::new(),
+            pools_told: BTreeSet::new(),
         }
     }
 
@@ -92,6 +95,15 @@ impl Cloud {
     /// Says something on every session.
     pub(super) fn say(&mut self, body: &Body) {
         for &session in self.inputs.keys() {
+            let mut bytes = Vec::new();
+            wire::encode_control(body.clone(), &mut bytes);
+            self.outs.push(Out::Send(session, bytes));
+        }
+    }
+
+    /// Says of pools what there is to say, once on each session.
+    pub(super) fn tell_pools(&mut self, body: &Body) {
+        for &session in self.inputs.keys().filter(|session| self.pools_told.insert(**session)) {
             let mut bytes = Vec::new();
             wire::encode_control(body.clone(), &mut bytes);
             self.outs.push(Out::Send(session, bytes));

@@ -6,11 +6,14 @@ use super::rng::Rng;
 use crate::ids::{Class, PerClass};
 use crate::lanes::{Durability, LanePolicy, LanesLimits, Overflow};
 use crate::mqtt::{ConnLimits, RouterLimits};
+use crate::offload::{OffloadLimits, OffloadMode, OffloadPolicy};
 use crate::payload::{NumberFormat, OpaqueFormat, PayloadFormat};
 use crate::policy::{Meter, Policy, StreamFidelity, StreamModel, StreamPolicy, UplinkPolicy, UserPolicy};
 use crate::price::PriceLimits;
 use crate::uplink::SessionLimits;
 use crate::window::{AggregateConfig, AggregateSpec, KeepConfig, KeepRules, Span, ValueRule, WindowConfig, WindowSpec};
+use crate::wire::offload::{OffloadAnswer, OffloadRefusal, PoolView, PoolViews, RefusalKind};
+use crate::wire::{Body, encode_control};
 
 /// Something that goes wrong, and is mended after so many microseconds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,12 +32,66 @@ pub(super) enum Trouble {
     ClientDrops,
 }
 
+/// What a pool does with what it is asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum PoolMood {
+    /// It answers in 40 ms.
+    Quick,
+    /// It answers in two seconds.
+    Late,
+    /// It never answers.
+    Silent,
+    /// It has no time for anybody.
+    Refusing,
+}
+
+impl PoolMood {
+    /// When it says something, in microseconds.
+    pub(super) fn reply_us(self) -> Option<u64> {
+        match self {
+            PoolMood::Quick => Some(40_000),
+            PoolMood::Refusing => Some(20_000),
+            PoolMood::Late => Some(2_000_000),
+            PoolMood::Silent => None,
+        }
+    }
+
+    /// What it says.
+    pub(super) fn reply(self) -> Vec<u8> {
+        let body = match self {
+            PoolMood::Refusing => {
+                let kind = RefusalKind::Busy.code();
+                Body::OffloadRefusal(OffloadRefusal { kind, reason: "full".to_owned(), retry_after_ms: 50 })
+            }
+            _ => Body::OffloadAnswer(OffloadAnswer {
+                label: "y".to_owned(),
+                score: 0.9,
+                confidence: 0.9,
+                model: "large".to_owned(),
+                version: "1".to_owned(),
+                ..OffloadAnswer::default()
+            }),
+        };
+        let mut bytes = Vec::new();
+        encode_control(body, &mut bytes);
+        bytes
+    }
+
+    /// What the cloud says of it.
+    pub(super) fn view() -> Body {
+        let pool = PoolView { name: "pool".to_owned(), task: "task".to_owned(), channels: 1, length: 4, ..PoolView::default() };
+        Body::Pools(PoolViews { pools: vec![pool] })
+    }
+}
+
 #[derive(Debug, Clone)]
 pub(super) struct Scenario {
     pub(super) clients: Vec<ClientPlan>,
     pub(super) lanes: PerClass<LanePolicy>,
     pub(super) limits: LanesLimits,
     pub(super) ack_record: bool,
+    /// How the verdict stream's windows are sent on, and what the pool does with them.
+    pub(super) offload: Option<(OffloadMode, PoolMood)>,
     pub(super) inflight_max: u16,
     pub(super) uplinks: usize,
     pub(super) metered: bool,
@@ -63,6 +120,7 @@ impl Scenario {
             lanes: [lane(16), lane(8), lane(4), lane(1)],
             limits: LanesLimits { memory_bytes: 8 << 20, block_target_bytes: 64 << 10, early_commit_bytes_per_day: 1 << 30 },
             ack_record: false,
+            offload: None,
             inflight_max: 1024,
             uplinks: 1,
             metered: false,
@@ -82,6 +140,8 @@ impl Scenario {
 
     pub(super) fn random(rng: &mut Rng) -> Scenario {
         use Durability::{Disk, Memory, Through};
+        use OffloadMode::{AnswerNow, Wait};
+        use PoolMood::{Late, Quick, Refusing, Silent};
         let count = rng.range(1, 4);
         let pace = rng.pick(&[2_000, 10_000, 50_000, 300_000]);
         let messages = if pace > 100_000 { 60 } else { 250 };
@@ -142,6 +202,7 @@ impl Scenario {
             lanes,
             limits,
             ack_record: rng.percent(50),
+            offload: rng.percent(60).then(|| (rng.pick(&[Wait, AnswerNow]), rng.pick(&[Quick, Late, Silent, Refusing]))),
             inflight_max: rng.pick(&[60, 100, 1024]),
             uplinks: if rng.percent(30) { rng.range(2, 3) as usize } else { 1 },
             metered: false,
@@ -181,6 +242,7 @@ impl Scenario {
             ack_record: false,
             zones: Vec::new(),
             value: None,
+            offload: None,
         };
         let mut streams: Vec<_> = Class::ALL.into_iter().map(raw).collect();
         let spec = AggregateSpec::new(&AggregateConfig { every_us: 1_000_000, reorder_max_us: None }, 1);
@@ -202,7 +264,17 @@ impl Scenario {
             class: Class::Critical,
             fidelity: StreamFidelity::Verdict,
             format: number(),
-            model: Some(StreamModel { index: 0, name: "m".into(), version: "1".into(), window }),
+            model: Some(StreamModel { index: 0, name: "m".into(), version: "1".into(), window: window.clone() }),
+            ack_record: self.ack_record && self.troubles.is_empty(),
+            offload: self.offload.map(|(mode, _)| OffloadPolicy {
+                task: "task".into(),
+                mode,
+                band: (0.0, 0.8),
+                deadline_us: 300_000,
+                spacing_us: 0,
+                int16: true,
+                window,
+            }),
             ..raw(Class::Critical)
         });
         let above = ValueRule { above: Some(0.0), ..ValueRule::default() };
@@ -232,6 +304,7 @@ impl Scenario {
             uplinks: (0..self.uplinks).map(|at| self.uplink(at)).collect(),
             price: PriceLimits::default(),
             critical_copies: self.critical_copies,
+            offload: OffloadLimits::default(),
         }
     }
 }

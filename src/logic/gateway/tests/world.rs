@@ -8,7 +8,7 @@ use super::super::*;
 use super::client::{Client, Fate, Heard, pubacks};
 use super::cloud::{Cloud, Out};
 use super::rng::Rng;
-use super::scenario::{Scenario, Trouble};
+use super::scenario::{PoolMood, Scenario, Trouble};
 use super::store::Store;
 use crate::block::Codec;
 use crate::graph::Advice;
@@ -30,6 +30,7 @@ enum Ev {
     ToClient(u64),
     Authenticated(u64),
     Inferred { run: u64, job: u64 },
+    PoolReplies { run: u64, id: u64 },
     Committed { run: u64 },
     Loaded { run: u64, key: BlockKey },
     Connected { run: u64, uplink: usize, attempt: u64 },
@@ -106,6 +107,7 @@ pub(super) struct Covered {
     pub(super) load_failures: u64,
     pub(super) times_full: u64,
     pub(super) resent: u64,
+    pub(super) offloads: u64,
 }
 
 impl Covered {
@@ -116,7 +118,7 @@ impl Covered {
     }
 
     /// Each with its name.
-    pub(super) fn fields(&mut self) -> [(&'static str, &mut u64); 11] {
+    pub(super) fn fields(&mut self) -> [(&'static str, &mut u64); 12] {
         [
             ("runs", &mut self.runs),
             ("evicted", &mut self.evicted),
@@ -129,6 +131,7 @@ impl Covered {
             ("load failures", &mut self.load_failures),
             ("times full", &mut self.times_full),
             ("resent", &mut self.resent),
+            ("offloads", &mut self.offloads),
         ]
     }
 }
@@ -165,6 +168,10 @@ pub(super) struct World {
     /// Windows being scored, by job.
     windows: BTreeMap<u64, Vec<f32>>,
     pub(super) failed_windows: u64,
+    /// Requests to the pool that are under way.
+    offloads: BTreeSet<u64>,
+    /// Of what clients, the disk and the cloud got alone.
+    pub(super) records_crc: crc32fast::Hasher,
     /// What an operator would have heard.
     pub(super) told: Vec<Event>,
     pub(super) told_us: Vec<u64>,
@@ -213,6 +220,8 @@ impl World {
             sends: BTreeMap::new(),
             windows: BTreeMap::new(),
             failed_windows: 0,
+            offloads: BTreeSet::new(),
+            records_crc: crc32fast::Hasher::new(),
             told: Vec::new(),
             told_us: Vec::new(),
             checks: Vec::new(),
@@ -304,6 +313,13 @@ impl World {
                 self.failed_windows += u64::from(verdict.is_none());
                 self.input(Input::Inferred(Scored { job, window, verdict }));
             }
+            Ev::PoolReplies { run, id } if run == self.run => {
+                if self.offloads.remove(&id)
+                    && let Some((_, mood)) = self.scenario.offload
+                {
+                    self.input(Input::OffloadAnswered { id, bytes: &mood.reply() });
+                }
+            }
             Ev::Committed { run } if run == self.run => self.committed(),
             Ev::Loaded { run, key } if run == self.run => {
                 if self.loads_fail > 0 && self.rng.percent(70) {
@@ -343,6 +359,9 @@ impl World {
             Ev::CloudTick => {
                 if self.cloud.up {
                     self.cloud.tick(self.now);
+                    if self.scenario.offload.is_some() {
+                        self.cloud.tell_pools(&PoolMood::view());
+                    }
                     self.serve_cloud();
                 }
                 self.after(1_000_000, Ev::CloudTick);
@@ -351,6 +370,7 @@ impl World {
             Ev::EdgeStarts => self.start(),
             Ev::Trouble(trouble, len) => self.trouble(trouble, len),
             Ev::Mend(trouble) => self.mend(trouble),
+            Ev::PoolReplies { .. } => {}
             Ev::Inferred { .. } | Ev::Committed { .. } | Ev::Loaded { .. } | Ev::Connected { .. } | Ev::Refused { .. } => {}
             Ev::GatewayHearsOfEnd { .. } | Ev::CloudCommits { .. } | Ev::CloudStarts { .. } => {}
         }
@@ -494,6 +514,19 @@ impl World {
                     }
                 }
                 Output::CheckPolicy { version, .. } => self.checks.push(version),
+                Output::Offload { uplink, id, .. } => {
+                    assert!(self.links[usize::from(uplink)].session.is_some(), "a request needs a connection");
+                    self.covered.offloads += 1;
+                    self.offloads.insert(id);
+                    let mood = self.scenario.offload.map(|(_, mood)| mood);
+                    if let Some(wait_us) = mood.and_then(PoolMood::reply_us) {
+                        let run = self.run;
+                        self.after(wait_us, Ev::PoolReplies { run, id });
+                    }
+                }
+                Output::CancelOffload { id, .. } => {
+                    self.offloads.remove(&id);
+                }
                 Output::Event(event) => {
                     self.told_us.push(self.now);
                     self.told.push(event);
@@ -561,6 +594,9 @@ impl World {
     }
 
     fn digest(&mut self, output: &Output) {
+        if let Output::ClientWrite { .. } | Output::SendBlock { .. } | Output::Commit(_) = output {
+            self.records_crc.update(format!("{} {output:?}", self.now).as_bytes());
+        }
         let crc = &mut self.outputs_crc;
         crc.update(&self.now.to_le_bytes());
         match output {
