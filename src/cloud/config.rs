@@ -8,9 +8,12 @@ use weir_host::config::{Checker, ConfigErrors};
 use weir_host::log::LogFormat;
 use weir_host::tls::{Identity, Role};
 use weir_host::units::{Bytes, Duration};
+use weir_infer::Backend;
 use weir_logic::block::BLOCK_LEN_MAX;
 
 use crate::schema::Layout;
+
+mod pools;
 
 /// Everything that can be set. The defaults are in the `impl Default` of each table.
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
@@ -28,6 +31,10 @@ pub struct Config {
     pub limits: Limits,
     /// What gateways are offered.
     pub policies: Policies,
+    /// Larger models that gateways may ask.
+    pub pool: Vec<Pool>,
+    /// How those are run.
+    pub infer: Infer,
     /// The operator's window.
     pub admin: Admin,
     /// What is logged.
@@ -112,6 +119,40 @@ pub struct Policies {
     pub soak: Duration,
 }
 
+/// `[[pool]]`
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Pool {
+    /// Its name, in metrics and the graph.
+    pub name: String,
+    /// What it does, as streams of boxes name it.
+    pub task: String,
+    /// Its model's manifest, the TOML file beside the ONNX file.
+    pub model: PathBuf,
+    /// Which engine runs it.
+    pub engine: Backend,
+    /// Threads, each with a copy of the model.
+    pub threads: u16,
+    /// Windows that a thread scores at once.
+    pub batch_max: usize,
+    /// How long a window may wait for company while a thread is idle.
+    pub linger: Duration,
+    /// Windows that may wait, of all gateways.
+    pub queue_max: usize,
+    /// Zone that it is in, for streams with `zones`.
+    pub zone: Option<String>,
+    /// Names of gateways that may use it, `*` for any characters; without any, nobody may.
+    pub gateways: Vec<String>,
+}
+
+/// `[infer]`
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Infer {
+    /// The ONNX Runtime library; `None` for the usual places.
+    pub library: Option<PathBuf>,
+}
+
 /// `[admin]`
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -181,6 +222,23 @@ impl Default for Policies {
     }
 }
 
+impl Default for Pool {
+    fn default() -> Self {
+        Pool {
+            name: String::new(),
+            task: String::new(),
+            model: PathBuf::new(),
+            engine: Backend::Auto,
+            threads: 1,
+            batch_max: 32,
+            linger: Duration::from_millis(2),
+            queue_max: 256,
+            zone: None,
+            gateways: Vec::new(),
+        }
+    }
+}
+
 impl Default for Admin {
     fn default() -> Self {
         Admin { http: Some(SocketAddr::from(([127, 0, 0, 1], 9180))), unix: None }
@@ -207,6 +265,8 @@ impl Config {
         let mut paths = vec![&mut self.tls.cert, &mut self.tls.key, &mut self.tls.ca, &mut self.store.path];
         paths.extend(self.gateways.enrolled_file.as_mut());
         paths.extend(self.policies.dir.as_mut());
+        paths.extend(self.pool.iter_mut().map(|pool| &mut pool.model));
+        paths.extend(self.infer.library.as_mut());
         paths.extend(self.admin.unix.as_mut());
         for path in paths {
             *path = folder.join(&*path);
@@ -276,6 +336,7 @@ fn check(config: &Config, checker: &mut Checker<'_>) {
         let message = format!("{} is longer than {SOAK_MAX}", config.policies.soak);
         checker.mistake("policies.soak", message, "a restart of the cloud begins it anew");
     }
+    pools::check(config, checker);
     if let Some(addr) = config.admin.http.filter(|addr| !addr.ip().is_loopback()) {
         checker.mistake(
             "admin.http",
@@ -301,7 +362,12 @@ mod tests {
         let all: String = SHIPPED.lines().map(|line| line.strip_prefix("#= ").unwrap_or(line).to_owned() + "\n").collect();
         let config = Config::parse("cloud.toml", &all).expect("commented keys are right too");
         assert!(config.gateways.enrolled_file.is_some() && config.admin.unix.is_some() && config.listen.tls.is_some());
-        assert!(config.policies.dir.is_some());
+        assert!(config.policies.dir.is_some() && config.infer.library.is_some());
+        // Each commented key of a pool is one, and those with a default show it.
+        let [pool] = &config.pool[..] else { panic!("one pool: {:?}", config.pool) };
+        let named = Pool { name: pool.name.clone(), task: pool.task.clone(), model: pool.model.clone(), ..Pool::default() };
+        assert_eq!(*pool, Pool { zone: pool.zone.clone(), gateways: pool.gateways.clone(), ..named });
+        assert!(pool.zone.is_some() && !pool.gateways.is_empty());
     }
 
     #[test]

@@ -16,6 +16,7 @@ use weir_logic::graph::{
 use weir_logic::load::Load;
 use weir_logic::wire::{AdviceBytes, Body};
 
+use crate::pools::PoolStatus;
 use crate::status::{CauseStatus, GraphStatus};
 
 /// Advice that stays the same is repeated so often, so that it does not fade.
@@ -77,27 +78,34 @@ struct Own {
     owner: Owner,
     graph: Subgraph,
     sink: EdgeIndex,
+    /// By name: how busy a pool is.
+    pools: BTreeMap<String, EdgeIndex>,
     publisher: Publisher,
     peer: Peer,
 }
 
 impl GlobalGraph {
-    /// Nobody's part is known yet but our own; `name` is the one in our certificate, `run` random bits.
+    /// Nobody's part is known yet but our own; `name` is the one in our certificate, `run` random bits, `pools` are ours.
     ///
     /// # Errors
     /// If the name cannot stand in the graph.
-    pub(crate) fn new(name: &str, run: u64) -> Result<GlobalGraph, SubgraphError> {
+    pub(crate) fn new(name: &str, run: u64, pools: &[String]) -> Result<GlobalGraph, SubgraphError> {
         let owner = Owner::cloud(name)?;
         let mut graph = Subgraph::new(owner.clone());
         let ingest = graph.node(NodeKind::Ingest, name)?;
         let sink = graph.node(NodeKind::Sink, "sqlite")?;
         let sink = graph.edge(ingest, sink)?;
+        let mut edges = BTreeMap::new();
+        for name in pools {
+            let pool = graph.node(NodeKind::Pool, name)?;
+            edges.insert(name.clone(), graph.edge(ingest, pool)?);
+        }
         let publisher = Publisher::new(0, run, PublisherLimits::default());
         Ok(GlobalGraph {
             federation: Federation::new(FederationLimits::default()),
             causes: Causes::new(CauseLimits::default()),
             talkers: Talkers::new(0, TalkerLimits::default()),
-            own: Own { owner, graph, sink, publisher, peer: Peer::default() },
+            own: Own { owner, graph, sink, pools: edges, publisher, peer: Peer::default() },
             advised: BTreeMap::new(),
             refused: 0,
         })
@@ -132,7 +140,7 @@ impl GlobalGraph {
     }
 
     /// Brings our own part up to date, forgets who has been silent for long, and looks for common causes.
-    pub(crate) fn tick(&mut self, now_us: u64, load: Load) {
+    pub(crate) fn tick(&mut self, now_us: u64, load: Load, shown: &[PoolStatus]) {
         let state = match load {
             Load { stalled: true, .. } => EdgeState::Red,
             Load { overloaded: true, .. } => EdgeState::Yellow,
@@ -142,8 +150,13 @@ impl GlobalGraph {
         if let Some(commit_us) = load.commit_us {
             estimate = estimate.with(Quantity::QueueingDelayUs, commit_us as f64);
         }
-        let Own { owner, graph, sink, publisher, peer } = &mut self.own;
+        let Own { owner, graph, sink, pools, publisher, peer } = &mut self.own;
         graph.set(*sink, now_us, estimate);
+        for pool in shown {
+            if let Some(&edge) = pools.get(&pool.view.name) {
+                graph.set(edge, now_us, pool_estimate(pool));
+            }
+        }
         if let Some(digest) = publisher.next(now_us, graph, peer)
             && let Err(err) = self.federation.merge(now_us, owner, &digest)
         {
@@ -227,6 +240,19 @@ impl GlobalGraph {
     }
 }
 
+/// A pool in the graph: its 95th percentile as the time spent in queues, as old as the last answer.
+fn pool_estimate(pool: &PoolStatus) -> Estimate {
+    let state = if pool.view.queue_percent >= POOL_BUSY_PERCENT { EdgeState::Yellow } else { EdgeState::Green };
+    let estimate = Estimate::default().with_state(state);
+    match pool.load.age_us {
+        Some(age_us) => estimate.with(Quantity::QueueingDelayUs, pool.view.p95_us as f64).with_evidence(age_us, 1.0),
+        None => estimate.with_evidence(0, 0.0),
+    }
+}
+
+/// A pool whose queue is as full as this will soon refuse.
+const POOL_BUSY_PERCENT: u32 = 75;
+
 #[cfg(test)]
 mod tests {
     use weir_logic::graph::Neighbours;
@@ -274,7 +300,7 @@ mod tests {
 
     #[test]
     fn a_box_hears_from_the_others_that_their_common_carrier_fails_and_when_it_is_well_again() {
-        let mut graph = GlobalGraph::new("cloud-1", 7).expect("a name");
+        let mut graph = GlobalGraph::new("cloud-1", 7, &[]).expect("a name");
         let calm = Load { queue_percent: 0, overloaded: false, stalled: false, commit_us: Some(5_000) };
         let well: Arc<str> = "box-0".into();
         let mut heard = Neighbours::default();
@@ -285,7 +311,7 @@ mod tests {
                 let state = if at > 0 && second > 5 { UplinkState::Red } else { UplinkState::Green };
                 publish(&mut graph, now_us, &format!("box-{at}"), state);
             }
-            graph.tick(now_us, calm);
+            graph.tick(now_us, calm, &[]);
             if let Some(Body::Advice(said)) = graph.advice(now_us, &well) {
                 heard.hear(now_us, &said.advice).expect("advice");
             }
@@ -298,7 +324,7 @@ mod tests {
             for at in 0..40 {
                 publish(&mut graph, now_us, &format!("box-{at}"), UplinkState::Green);
             }
-            graph.tick(now_us, calm);
+            graph.tick(now_us, calm, &[]);
             if let Some(Body::Advice(said)) = graph.advice(now_us, &well) {
                 heard.hear(now_us, &said.advice).expect("advice");
             }
@@ -308,12 +334,12 @@ mod tests {
 
     #[test]
     fn a_fleet_too_large_to_be_shown_at_once_is_shown_in_part() {
-        let mut graph = GlobalGraph::new("cloud-1", 7).expect("a name");
+        let mut graph = GlobalGraph::new("cloud-1", 7, &[]).expect("a name");
         let calm = Load { queue_percent: 0, overloaded: false, stalled: false, commit_us: None };
         for at in 0..=SHOWN_OWNERS_MAX {
             publish(&mut graph, SECOND_US, &format!("box-{at}"), UplinkState::Green);
         }
-        graph.tick(2 * SECOND_US, calm);
+        graph.tick(2 * SECOND_US, calm, &[]);
         let json = |query: &str| graph.json(2 * SECOND_US, &query.parse()?);
         let refused = json("").expect_err("too many");
         assert!(refused.contains("5002 owners are too many") && refused.contains("gateway=NAME"), "{refused}");
@@ -345,7 +371,7 @@ mod tests {
 
     #[test]
     fn a_gateway_that_sends_garbage_is_counted_and_asked_for_all_of_it() {
-        let mut graph = GlobalGraph::new("cloud-1", 7).expect("a name");
+        let mut graph = GlobalGraph::new("cloud-1", 7, &[]).expect("a name");
         assert!(matches!(graph.merge(0, &"box-1".into(), &[0xff; 40]), Some(Body::NeedFull(_))));
         assert_eq!((graph.status().refused, graph.status().owners), (1, 0));
     }

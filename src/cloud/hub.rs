@@ -21,18 +21,21 @@ use weir_host::shutdown::Shutdown;
 use weir_logic::block::BlockHeader;
 use weir_logic::ids::{Class, Epoch, PerClass};
 use weir_logic::load::{Load, LoadTold, credits, is_overloaded};
+use weir_logic::pool::PoolsTold;
 use weir_logic::receive::{Alert, CloseCode, Counters, Input, Known, Now, Output, Receiver, SessionId};
 use weir_logic::wire::{AskedQuestion, Body, Hello, LaneStream};
 
 use crate::graph::{GlobalGraph, Shown};
 use crate::metrics::Metrics;
 use crate::policies::{Directory, Policies};
+use crate::pools::{Door, PoolStatus};
 use crate::questions::Questions;
 use crate::session::Transport;
 use crate::sink::{Job, Sink, SinkEvent, Work};
 use crate::status::{AlertStatus, GatewayStatus, LaneStatus, SessionStatus, SinkStatus, Status};
 
 mod policies;
+mod pools;
 
 /// Alerts shown in the status.
 const ALERTS_SHOWN_MAX: usize = 100;
@@ -89,6 +92,8 @@ pub(crate) struct Links {
     pub(crate) inbox_rx: mpsc::Receiver<ToHub>,
     pub(crate) sink_rx: mpsc::UnboundedReceiver<SinkEvent>,
     pub(crate) directory_rx: watch::Receiver<Arc<Directory>>,
+    pub(crate) pools_rx: watch::Receiver<Arc<Vec<PoolStatus>>>,
+    pub(crate) door: Arc<Door>,
     pub(crate) sink: Sink,
     pub(crate) status_tx: watch::Sender<Arc<Status>>,
     pub(crate) metrics: Arc<Metrics>,
@@ -130,6 +135,7 @@ struct Session {
     /// Whether it answers questions, and the version of its software.
     answers: bool,
     software: String,
+    pools: PoolsTold,
 }
 
 impl Hub {
@@ -191,7 +197,7 @@ impl Hub {
             ToHub::Hello { session, hello, peer } => {
                 self.gateways.entry(peer.gateway.clone()).or_insert_with(|| Gateway::new(self.credits));
                 let (answers, software) = (hello.answers, hello.software.clone());
-                self.sessions.insert(session, Session { peer, opening: None, answers, software });
+                self.sessions.insert(session, Session { peer, opening: None, answers, software, pools: PoolsTold::default() });
                 self.load(session, hello, Vec::new());
             }
             ToHub::GraphAsked { shown, answer_tx } => {
@@ -269,7 +275,7 @@ impl Hub {
         let commit_us = us.saturating_sub(us_before).checked_div(count.saturating_sub(count_before));
         let (overloaded, stalled) = (self.overloaded, self.stalled.is_some());
         let load = Load { queue_percent: self.links.sink.fill_percent(), overloaded, stalled, commit_us };
-        self.graph.tick(now_us, load);
+        self.graph.tick(now_us, load, &self.links.pools_rx.borrow());
         if let Some(news) = self.load_told.news(now_us, load) {
             // A box that has not been greeted yet is told when it is.
             let greeted = self.sessions.iter().filter(|(_, session)| session.opening.is_none());
@@ -316,6 +322,7 @@ impl Hub {
         if let Some(load) = self.load_told.present() {
             self.say(id, load);
         }
+        self.tell_pools(id);
         if let Some(session) = self.sessions.get(&id) {
             session.peer.ready_tx.send_replace(true);
         }
@@ -454,6 +461,7 @@ impl Hub {
         self.feed_all(&Input::Tick);
         self.links.metrics.questions_unanswered.fetch_add(self.questions.expire(Instant::now()), Relaxed);
         self.advise();
+        self.tell_all_pools();
         self.offer_policies();
         self.retire();
         self.publish();
@@ -509,6 +517,7 @@ impl Hub {
             counters,
             graph: self.graph.status(),
             policies: self.policies.status(),
+            pools: self.pools_status(),
         };
         self.links.status_tx.send_replace(Arc::new(status));
     }

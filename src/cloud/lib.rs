@@ -21,6 +21,7 @@ pub mod status;
 mod graph;
 mod hub;
 mod policies;
+mod pools;
 mod questions;
 mod session;
 
@@ -49,6 +50,7 @@ use crate::graph::{GlobalGraph, Shown};
 use crate::hub::{Hub, Links, ToHub};
 use crate::metrics::Metrics;
 use crate::policies::{Directory, Policies};
+use crate::pools::Pools;
 use crate::schema::OpenError;
 use crate::session::Context;
 use crate::sink::{Pace, Sink, SinkEvent};
@@ -102,6 +104,9 @@ pub enum RunError {
     /// The admin endpoint.
     #[error(transparent)]
     Admin(#[from] AdminError),
+    /// A thread for a pool's model.
+    #[error("the system gives no thread for a pool's model")]
+    Thread(#[source] io::Error),
     /// The database failed for good while running.
     #[error("the database failed: {0}")]
     Sink(String),
@@ -149,6 +154,7 @@ pub struct Cloud {
     tls: Option<(tokio::net::TcpListener, Arc<rustls::ServerConfig>)>,
     admin: Admin,
     hub: Hub,
+    pools: Pools,
     context: Arc<Context>,
     places: Arc<Semaphore>,
     enrolment: (config::Gateways, watch::Sender<Enrolled>),
@@ -168,7 +174,9 @@ impl Cloud {
         let (tls_config, name) = tls_config(config)?;
         let mut run = [0; 8];
         getrandom::fill(&mut run).map_err(RunError::Random)?;
-        let graph = GlobalGraph::new(&name, u64::from_le_bytes(run)).map_err(|err| RunError::Name(err.to_string()))?;
+        let pools = Pools::start(config).map_err(RunError::Thread)?;
+        let names: Vec<String> = pools.shown_rx.borrow().iter().map(|pool| pool.view.name.clone()).collect();
+        let graph = GlobalGraph::new(&name, u64::from_le_bytes(run), &names).map_err(|err| RunError::Name(err.to_string()))?;
         let enrolled = enrol::read(&config.gateways)?;
         if enrolled.is_empty() {
             tracing::warn!("no gateway is enrolled, so none can connect; see [gateways] in the configuration");
@@ -194,6 +202,8 @@ impl Cloud {
             inbox_rx,
             sink_rx,
             directory_rx,
+            pools_rx: pools.shown_rx.clone(),
+            door: pools.door.clone(),
             sink: sink.clone(),
             status_tx,
             metrics: metrics.clone(),
@@ -208,6 +218,7 @@ impl Cloud {
             enrolled_rx,
             sink,
             metrics,
+            door: pools.door.clone(),
             connection_bytes,
             writers: writers.0.downgrade(),
             sessions: AtomicU64::new(0),
@@ -218,6 +229,7 @@ impl Cloud {
             tls: sockets.tls.map(|socket| Ok::<_, RunError>((listener(socket)?, Arc::new(tls_config)))).transpose()?,
             admin,
             hub,
+            pools,
             context,
             places: Arc::new(Semaphore::new(config.limits.connections_max)),
             enrolment: (config.gateways.clone(), enrolled_tx),
@@ -263,7 +275,8 @@ impl Cloud {
         }
         let (gateways, enrolled_tx) = self.enrolment;
         tasks.spawn(enrol::watch_file(gateways, enrolled_tx, self.context.metrics.clone(), stopped.clone()));
-        tasks.spawn(policies::watch(self.directory.0, self.directory.1, stopped));
+        tasks.spawn(policies::watch(self.directory.0, self.directory.1, stopped.clone()));
+        tasks.spawn(self.pools.run(stopped));
         tracing::info!(quic = ?self.endpoint.local_addr().ok(), tls = ?tls_addr, "ready");
         self.notify.ready();
         // The hub ends by shutdown or by a sink that cannot go on; dropping its peers lets the last acks out.
@@ -352,6 +365,8 @@ async fn accept(endpoint: Endpoint, context: Arc<Context>, places: Arc<Semaphore
         });
     }
 }
+
+pub use pools::check as check_pools;
 
 #[cfg(test)]
 mod testing;

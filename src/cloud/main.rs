@@ -37,6 +37,7 @@ const EXIT_USAGE: u8 = 64;
 
 #[expect(clippy::print_stderr, clippy::print_stdout, reason = "it is what a person at a terminal reads")]
 fn main() -> ExitCode {
+    weir_infer::disable_telemetry_env();
     let arguments = match Arguments::try_parse() {
         Ok(arguments) => arguments,
         Err(err) => {
@@ -55,6 +56,11 @@ fn main() -> ExitCode {
         }
     };
     if matches!(arguments.command, Command::Check { .. }) {
+        let problems = weir_cloud::check_pools(&config);
+        if !problems.is_empty() {
+            problems.iter().for_each(|problem| eprintln!("{}: {problem}", file.display()));
+            return ExitCode::from(EXIT_USAGE);
+        }
         println!("{}: no mistakes", file.display());
         return ExitCode::SUCCESS;
     }

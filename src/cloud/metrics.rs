@@ -1,5 +1,6 @@
 //! Every metric of the cloud side, and nothing else.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
@@ -7,7 +8,7 @@ use weir_host::admin::MetricsText;
 use weir_logic::ids::{Class, PerClass};
 use weir_logic::receive::Counters;
 
-use crate::status::{PoliciesStatus, Status};
+use crate::status::{OnePoolStatus, PoliciesStatus, PoolsStatus, Status};
 
 /// What connections and the sink count.
 #[derive(Debug, Default)]
@@ -65,6 +66,7 @@ impl Metrics {
         text.counter("weir_graph_merges_total", "Parts, or changes of them, merged.", graph.merges);
         text.counter("weir_graph_refused_total", "Parts refused: garbage, too large, or too many.", graph.refused);
         policies(&mut text, &status.policies);
+        pools(&mut text, &status.pools);
         text.finish()
     }
 
@@ -126,6 +128,43 @@ fn policies(text: &mut MetricsText, status: &PoliciesStatus) {
     text.gauges("weir_policy_gateways_count", "Gateways by what became of that version there.", by_state);
     let problems = status.problems.len() as f64;
     text.gauge("weir_policy_problems_count", "Files of policies that are not offered; see the status.", problems);
+}
+
+/// Name, help and value of a gauge that each pool has.
+struct PoolGauge(&'static str, &'static str, fn(&OnePoolStatus) -> f64);
+
+fn pools(text: &mut MetricsText, status: &PoolsStatus) {
+    let limits = [("over_limit", status.over_limit), ("garbled", status.garbled)];
+    text.counters(
+        "weir_pool_requests_unread_total",
+        "Requests that reached no pool, by reason.",
+        limits.map(|(reason, count)| ([("reason", reason)], count)),
+    );
+    let gauges: [PoolGauge; 4] = [
+        PoolGauge("weir_pool_queued_count", "Windows that wait.", |pool| pool.queued as f64),
+        PoolGauge("weir_pool_running_count", "Windows that run.", |pool| pool.running as f64),
+        PoolGauge("weir_pool_answer_p50_seconds", "Median time to an answer, of the last ones.", |pool| {
+            pool.p50_us as f64 / 1e6
+        }),
+        PoolGauge("weir_pool_answer_p95_seconds", "95th percentile of the same.", |pool| pool.p95_us as f64 / 1e6),
+    ];
+    for PoolGauge(name, help, value) in gauges {
+        text.gauges(name, help, status.pools.iter().map(|pool| ([("pool", pool.name.as_str())], value(pool))));
+    }
+    let served = status
+        .pools
+        .iter()
+        .flat_map(|pool| pool.served.iter().map(|(&class, &count)| ([("pool", pool.name.as_str()), ("class", class)], count)));
+    text.counters("weir_pool_served_total", "Windows that ran, by class.", served);
+    let refused = status.pools.iter().flat_map(|pool| {
+        let of = |(reason, by_class): (&&'static str, &BTreeMap<&'static str, u64>)| (*reason, by_class.values().sum::<u64>());
+        let denied = [("denied", pool.denied), ("failed", pool.failed), ("cancelled", pool.cancelled)];
+        let all: Vec<(&str, u64)> = pool.refused.iter().map(of).chain(denied).collect();
+        all.into_iter().map(|(reason, count)| ([("pool", pool.name.as_str()), ("reason", reason)], count))
+    });
+    text.counters("weir_pool_refused_total", "Windows that got no answer, by reason.", refused);
+    let batches = status.pools.iter().map(|pool| ([("pool", pool.name.as_str())], pool.batches));
+    text.counters("weir_pool_batches_total", "Batches run.", batches);
 }
 
 fn receive(text: &mut MetricsText, counters: &Counters) {

@@ -23,6 +23,7 @@ use weir_logic::wire::{self, FrameError, LaneStream};
 use crate::enrol::Enrolled;
 use crate::hub::ToHub;
 use crate::metrics::Metrics;
+use crate::pools::Door;
 use crate::sink::Sink;
 
 /// How long a peer has for its handshake, and then for its Hello.
@@ -37,6 +38,7 @@ pub(crate) struct Context {
     pub(crate) enrolled_rx: watch::Receiver<Enrolled>,
     pub(crate) sink: Sink,
     pub(crate) metrics: Arc<Metrics>,
+    pub(crate) door: Arc<Door>,
     pub(crate) connection_bytes: u64,
     /// What each writer holds until it has written all; gone when the cloud shuts down.
     pub(crate) writers: mpsc::WeakSender<()>,

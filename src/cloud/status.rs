@@ -29,9 +29,61 @@ pub struct Status {
     pub graph: GraphStatus,
     /// Policies that gateways are offered.
     pub policies: PoliciesStatus,
+    /// Larger models that gateways ask.
+    pub pools: PoolsStatus,
     /// Sums over all gateways since the start.
     #[serde(skip)]
     pub counters: Counters,
+}
+
+/// Larger models that gateways ask.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct PoolsStatus {
+    /// Requests turned away because too many were under way over all connections.
+    pub over_limit: u64,
+    /// Streams that carried no request.
+    pub garbled: u64,
+    /// The pools whose model is loaded.
+    pub pools: Vec<OnePoolStatus>,
+}
+
+/// One pool.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct OnePoolStatus {
+    /// Its name.
+    pub name: String,
+    /// What it does.
+    pub task: String,
+    /// Its model.
+    pub model: String,
+    /// Its model's version.
+    pub version: String,
+    /// Who may use it.
+    pub gateways: Vec<String>,
+    /// Windows that wait.
+    pub queued: usize,
+    /// Windows that may wait.
+    pub queue_max: usize,
+    /// Windows that run.
+    pub running: usize,
+    /// Median time from a window's coming to its answer of late, in microseconds.
+    pub p50_us: u64,
+    /// The 95th percentile of the same.
+    pub p95_us: u64,
+    /// How old these are in microseconds; `None` before the first answer.
+    pub age_us: Option<u64>,
+    /// Windows that ran, by class.
+    pub served: BTreeMap<&'static str, u64>,
+    /// Windows refused, by reason and class.
+    pub refused: BTreeMap<&'static str, BTreeMap<&'static str, u64>>,
+    /// Requests of gateways that may not use it, or of another task or shape.
+    pub denied: u64,
+    /// Windows that its model failed at.
+    pub failed: u64,
+    /// Requests that their gateways took back.
+    pub cancelled: u64,
+    /// Batches run.
+    pub batches: u64,
 }
 
 /// Policies that gateways are offered.

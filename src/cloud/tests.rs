@@ -1,6 +1,7 @@
 mod asked;
 mod graph;
 mod load;
+mod pools;
 
 use std::path::Path;
 use std::time::Instant;

@@ -45,7 +45,7 @@ pub fn run(args: &CheckArgs) -> anyhow::Result<ExitCode> {
 /// Prints what was found; true if nothing speaks against the file.
 fn report(args: &CheckArgs, out: &mut dyn Write) -> io::Result<bool> {
     let is_cloud = args.cloud || (!args.edge && is_cloud_file(&args.file));
-    if is_cloud { report_cloud(&args.file, out) } else { report_edge(args, out) }
+    if is_cloud { report_cloud(&args.file, args.ignore_files, out) } else { report_edge(args, out) }
 }
 
 fn report_edge(args: &CheckArgs, out: &mut dyn Write) -> io::Result<bool> {
@@ -69,7 +69,7 @@ fn report_edge(args: &CheckArgs, out: &mut dyn Write) -> io::Result<bool> {
     }
 }
 
-fn report_cloud(file: &Path, out: &mut dyn Write) -> io::Result<bool> {
+fn report_cloud(file: &Path, ignore_files: bool, out: &mut dyn Write) -> io::Result<bool> {
     match weir_cloud::config::Config::read(file) {
         Ok(config) => {
             let tls = config.listen.tls.map(|addr| format!(", {addr} (TLS)")).unwrap_or_default();
@@ -80,8 +80,16 @@ fn report_cloud(file: &Path, out: &mut dyn Write) -> io::Result<bool> {
                 Some(names) => writeln!(out, "lets {enrolled} gateways in, and those in {}", names.display())?,
                 None => writeln!(out, "lets {enrolled} gateways in")?,
             }
-            writeln!(out, "\n{}: good", file.display())?;
-            Ok(true)
+            for pool in &config.pool {
+                let who = if pool.gateways.is_empty() { "nobody".to_owned() } else { pool.gateways.join(", ") };
+                writeln!(out, "pool {} does `{}` with {}, for {who}", pool.name, pool.task, pool.model.display())?;
+            }
+            let problems = if ignore_files { Vec::new() } else { weir_cloud::check_pools(&config) };
+            for problem in &problems {
+                writeln!(out, "{problem}")?;
+            }
+            writeln!(out, "\n{}: {}", file.display(), if problems.is_empty() { "good" } else { "refused" })?;
+            Ok(problems.is_empty())
         }
         Err(errors) => {
             writeln!(out, "{errors}")?;
@@ -92,8 +100,8 @@ fn report_cloud(file: &Path, out: &mut dyn Write) -> io::Result<bool> {
 
 /// Keys at the top that only one side has; `listen` is a list on the box and a table in the cloud.
 const EDGE_KEYS: [&str; 11] =
-    ["gateway", "mqtt", "user", "stream", "model", "infer", "lane", "buffer", "uplink", "session", "policy"];
-const CLOUD_KEYS: [&str; 4] = ["gateways", "store", "limits", "policies"];
+    ["gateway", "mqtt", "user", "stream", "model", "offload", "lane", "buffer", "uplink", "session", "policy"];
+const CLOUD_KEYS: [&str; 5] = ["gateways", "store", "limits", "policies", "pool"];
 
 /// Judged by lines, because a file with mistakes need not be TOML. A file without any such key is one of the box.
 fn is_cloud_file(path: &Path) -> bool {

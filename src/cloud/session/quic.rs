@@ -15,6 +15,7 @@ use weir_logic::wire::{self, Body, LaneStream};
 
 use super::{Assembling, CONTROL_QUEUE_LEN, Context, HELLO_TIMEOUT, Intake, Refusal, Transport};
 use crate::hub::{Peer, ToHub};
+use crate::pools;
 
 /// Bytes taken from a stream at a time.
 const READ_LEN: usize = 64 << 10;
@@ -84,6 +85,14 @@ async fn talk(
             stream = connection.accept_uni() => {
                 let stream = stream.map_err(|_| Refusal::Ended)?;
                 tasks.spawn(read_lane(stream, session, context.clone(), assembling.clone(), ready_rx.clone()));
+            }
+            stream = connection.accept_bi() => {
+                let (send, recv) = stream.map_err(|_| Refusal::Ended)?;
+                let asked = pools::serve(context.door.clone(), gateway.clone(), send, recv);
+                tasks.spawn(async move {
+                    asked.await;
+                    Ok(())
+                });
             }
             Some(ended) = tasks.join_next() => {
                 // A lane stream may end; an error of any of them ends the connection.

@@ -1,0 +1,77 @@
+//! One request: its stream, from the gateway's bytes to the answer.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
+
+use bytes::BytesMut;
+use quinn::{RecvStream, SendStream};
+use tokio::sync::oneshot;
+use tokio::time::timeout;
+use weir_logic::wire::offload::{OFFLOAD_VALUES_MAX, OffloadRefusal, OffloadRequest, RefusalKind};
+use weir_logic::wire::{self, Body};
+
+use super::{Door, ToDesk};
+
+/// Longest request: the values and all else that is in it.
+const REQUEST_LEN_MAX: usize = 4 * OFFLOAD_VALUES_MAX + 8 * 1024;
+/// How long a gateway has for sending one.
+const READ_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Serves a stream to its end.
+pub(crate) async fn serve(door: Arc<Door>, gateway: Arc<str>, send: SendStream, mut recv: RecvStream) {
+    let Ok(_place) = door.places.try_acquire() else {
+        door.over_limit.fetch_add(1, Relaxed);
+        let _ = recv.stop(0u32.into());
+        return answer(send, refusal(RefusalKind::Busy, "too many requests at once", 1_000)).await;
+    };
+    let request = match timeout(READ_TIMEOUT, recv.read_to_end(REQUEST_LEN_MAX)).await {
+        Ok(Ok(bytes)) => take_request(&bytes),
+        // Reset, too long, or too slow.
+        Ok(Err(_)) | Err(_) => None,
+    };
+    let Some(request) = request else {
+        door.garbled.fetch_add(1, Relaxed);
+        return answer(send, refusal(RefusalKind::Failed, "the stream carries no request", 0)).await;
+    };
+    let id = door.next_id.fetch_add(1, Relaxed);
+    let (reply_tx, reply_rx) = oneshot::channel();
+    let asked = ToDesk::Request { id, gateway, request, reply_tx };
+    let body = match door.desk_tx.try_send(asked) {
+        Ok(()) => tokio::select! {
+            reply = reply_rx => reply.unwrap_or_else(|_| refusal(RefusalKind::Busy, "the cloud is stopping", 5_000)),
+            _ = send.stopped() => {
+                // A desk that is gone needs to be told nothing.
+                let _ = door.desk_tx.send(ToDesk::Cancelled { id }).await;
+                return;
+            }
+        },
+        Err(_) => {
+            door.over_limit.fetch_add(1, Relaxed);
+            refusal(RefusalKind::Busy, "too many requests at once", 1_000)
+        }
+    };
+    answer(send, body).await;
+}
+
+async fn answer(mut send: SendStream, body: Body) {
+    let mut bytes = Vec::new();
+    wire::encode_control(body, &mut bytes);
+    // Who has gone does not want to know.
+    if send.write_all(&bytes).await.is_ok() {
+        let _ = send.finish();
+    }
+}
+
+fn take_request(bytes: &[u8]) -> Option<OffloadRequest> {
+    let control = wire::take_control(&mut BytesMut::from(bytes)).ok().flatten()?;
+    match control.body {
+        Some(Body::OffloadRequest(request)) => Some(request),
+        _ => None,
+    }
+}
+
+/// A refusal with its words.
+pub(super) fn refusal(kind: RefusalKind, reason: &str, retry_after_ms: u32) -> Body {
+    Body::OffloadRefusal(OffloadRefusal { kind: kind.code(), reason: reason.to_owned(), retry_after_ms })
+}
