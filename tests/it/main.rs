@@ -3,6 +3,7 @@
 
 mod access;
 mod answers;
+mod cascade;
 mod conservation;
 mod demo;
 mod failover;
