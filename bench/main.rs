@@ -3,6 +3,7 @@
 //! Gateway and cloud are the real binaries in processes of their own, so that CPU time and memory are theirs alone.
 #![expect(clippy::print_stdout, reason = "a benchmark speaks to its user")]
 
+mod cascade;
 mod graph;
 mod outage;
 mod path;
@@ -34,6 +35,8 @@ enum Command {
     Graph(graph::Args),
     /// The plan of a large box: making it, and asking it about a record.
     Plan(plan::Args),
+    /// A small model on the box, a large one in the cloud for what is in doubt: accuracy, share, bytes and time.
+    Cascade(cascade::Args),
 }
 
 fn main() -> anyhow::Result<()> {
@@ -43,5 +46,6 @@ fn main() -> anyhow::Result<()> {
         Command::Size(args) => size::run(&args),
         Command::Graph(args) => graph::run(&args),
         Command::Plan(args) => plan::run(&args),
+        Command::Cascade(args) => cascade::run(&args),
     }
 }

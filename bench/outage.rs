@@ -122,7 +122,13 @@ fn enforce(run: &Run) -> anyhow::Result<()> {
 }
 
 fn measure(senders: &Senders, seconds: u64) -> anyhow::Result<Run> {
-    let site = Site::start(&Setup { mode: "disk".to_owned(), with_cloud: false, inflight: 4_096, extra: String::new() })?;
+    let site = Site::start(&Setup {
+        mode: "disk".to_owned(),
+        with_cloud: false,
+        inflight: 4_096,
+        extra: String::new(),
+        cloud: String::new(),
+    })?;
     let stop = Arc::new(AtomicBool::new(false));
     let threads = start(senders, &site, &stop);
     if senders.are_eager {

@@ -87,7 +87,13 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
 }
 
 fn measure(mode: &str, args: &Args, messages: u64, inflight: u16, rate: Option<f64>) -> anyhow::Result<Run> {
-    let site = Site::start(&Setup { mode: mode.to_owned(), with_cloud: true, inflight: 1_024, extra: String::new() })?;
+    let site = Site::start(&Setup {
+        mode: mode.to_owned(),
+        with_cloud: true,
+        inflight: 1_024,
+        extra: String::new(),
+        cloud: String::new(),
+    })?;
     wait_for_uplink(&site)?;
     let edge_pss_idle_mib = site.edge.pss_mib()?;
     let publishers = u64::from(args.publishers);

@@ -117,7 +117,7 @@ pub(crate) fn run(addr: SocketAddr, mut task: Task, start: Instant) -> anyhow::R
     Ok(Done { ack_us, ended: Instant::now() })
 }
 
-fn connect(stream: &mut TcpStream, index: u32) -> anyhow::Result<()> {
+pub(crate) fn connect(stream: &mut TcpStream, index: u32) -> anyhow::Result<()> {
     let id = format!("bench-{index}");
     let mut packet = vec![0x10, (12 + id.len()) as u8, 0, 4, b'M', b'Q', b'T', b'T', 4, 2, 0, 60, 0, id.len() as u8];
     packet.extend_from_slice(id.as_bytes());
@@ -156,7 +156,7 @@ fn packed(out: &mut Vec<u8>, topic: &str, packet_id: u16, noise: u64) {
     }
 }
 
-fn head(out: &mut Vec<u8>, topic: &str, packet_id: u16, payload_len: usize) {
+pub(crate) fn head(out: &mut Vec<u8>, topic: &str, packet_id: u16, payload_len: usize) {
     let remaining = 2 + topic.len() + 2 + payload_len;
     out.extend_from_slice(&[0x32, (remaining % 128) as u8 | 0x80, (remaining / 128) as u8, 0, topic.len() as u8]);
     out.extend_from_slice(topic.as_bytes());

@@ -27,6 +27,8 @@ pub(crate) struct Setup {
     pub(crate) inflight: u16,
     /// More configuration for the box.
     pub(crate) extra: String,
+    /// More configuration for the cloud.
+    pub(crate) cloud: String,
 }
 
 impl Site {
@@ -39,7 +41,7 @@ impl Site {
         pki::issue(root, &pki::Request::local_cloud("cloud"), false)?;
         let (mqtt, edge_admin, cloud_admin, quic) = (free_tcp()?, free_tcp()?, free_tcp()?, free_udp()?);
         let edge_config = root.join("edge.toml");
-        let Setup { mode, inflight, extra, .. } = setup;
+        let Setup { mode, inflight, extra, cloud, .. } = setup;
         std::fs::write(
             &edge_config,
             format!(
@@ -77,6 +79,7 @@ log.filter = "warn"
 store.path = "cloud.db"
 gateways.enrolled = ["bench"]
 tls = {{ cert = "cloud.pem", key = "cloud.key", ca = "ca.pem" }}
+{cloud}
 "#
             ),
         )?;

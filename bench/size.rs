@@ -90,7 +90,8 @@ payload = {{ format = "packed", element = "i16", channels = 6, rate_hz = 50.0 }}
         ),
     };
     let payload = if model == "none" { Payload::Json } else { Payload::Packed };
-    let site = Site::start(&Setup { mode: "through".to_owned(), with_cloud: true, inflight: 1_024, extra })?;
+    let site =
+        Site::start(&Setup { mode: "through".to_owned(), with_cloud: true, inflight: 1_024, extra, cloud: String::new() })?;
     wait_for_uplink(&site)?;
     let pss_idle_mib = site.edge.pss_mib()?;
     let (addr, start, messages) = (site.mqtt, Instant::now(), (RATE * seconds as f64) as u64);
