@@ -106,27 +106,35 @@ pub(super) enum Frame {
     Need(usize),
 }
 
+/// Start of the body and length of the packet at the start of `bytes`, as soon as its length is there.
+pub(super) fn frame_len(bytes: &[u8]) -> Option<(usize, usize)> {
+    let mut remaining = 0_usize;
+    for at in 0..4 {
+        let byte = *bytes.get(at + 1)?;
+        remaining |= ((byte & 0x7f) as usize) << (7 * at);
+        if byte & 0x80 == 0 {
+            return Some((at + 2, at + 2 + remaining));
+        }
+    }
+    None
+}
+
 /// Finds the packet at the start of `bytes`.
 ///
 /// A remaining length that is not the shortest form is accepted: it is the sender's fault and harms nobody.
 #[inline]
 pub(super) fn frame(bytes: &[u8], len_max: usize) -> Result<Frame, ProtocolError> {
-    let mut remaining = 0_usize;
-    for at in 0..4 {
-        let Some(&byte) = bytes.get(at + 1) else {
-            return Ok(Frame::Need(at + 2 - bytes.len()));
+    let Some((body_start, len)) = frame_len(bytes) else {
+        return if bytes.len() < 5 {
+            Ok(Frame::Need(bytes.len().max(1) + 1 - bytes.len()))
+        } else {
+            Err(ProtocolError::VarInt)
         };
-        remaining |= ((byte & 0x7f) as usize) << (7 * at);
-        if byte & 0x80 == 0 {
-            let body_start = at + 2;
-            let len = body_start + remaining;
-            if len > len_max {
-                return Err(ProtocolError::PacketTooLarge { len, len_max });
-            }
-            return Ok(if len <= bytes.len() { Frame::Whole { body_start, len } } else { Frame::Need(len - bytes.len()) });
-        }
+    };
+    if len > len_max {
+        return Err(ProtocolError::PacketTooLarge { len, len_max });
     }
-    Err(ProtocolError::VarInt)
+    Ok(if len <= bytes.len() { Frame::Whole { body_start, len } } else { Frame::Need(len - bytes.len()) })
 }
 
 /// Takes fields from the front of a packet's body.
@@ -217,20 +225,30 @@ pub(super) struct RawPublish<'a> {
     pub(super) content_type: Option<&'a str>,
 }
 
-/// Parses a PUBLISH of QoS 0 or 1.
+/// Who sends a PUBLISH, which says what may be in it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Sender {
+    /// A client of ours: QoS 0 or 1.
+    Client,
+    /// A broker whose client we are: QoS 0 to 2, and its ids of our subscriptions.
+    Broker,
+}
+
+/// Parses a PUBLISH.
 #[inline]
-pub(super) fn publish(header: u8, body: &[u8], version: Version) -> Result<RawPublish<'_>, ProtocolError> {
+pub(super) fn publish(header: u8, body: &[u8], version: Version, from: Sender) -> Result<RawPublish<'_>, ProtocolError> {
     let dup = header & 0x08 != 0;
     let qos = (header >> 1) & 3;
     match qos {
         0 if dup => return Err(ProtocolError::DupQos0),
         0 | 1 => {}
+        2 if from == Sender::Broker => {}
         2 => return Err(ProtocolError::Qos2),
         _ => return Err(ProtocolError::QosInvalid),
     }
     let mut reader = Reader::new(body);
     let topic = topic_name(reader.binary("topic")?)?;
-    let packet_id = if qos == 1 { reader.packet_id()? } else { 0 };
+    let packet_id = if qos > 0 { reader.packet_id()? } else { 0 };
     let mut publish = RawPublish {
         topic,
         alias: None,
@@ -243,14 +261,19 @@ pub(super) fn publish(header: u8, body: &[u8], version: Version) -> Result<RawPu
         content_type: None,
     };
     if version == Version::V5 {
-        publish_properties(&mut reader, &mut publish)?;
+        let allowed = if from == Sender::Broker { props::IN_DELIVERY } else { props::IN_PUBLISH };
+        publish_properties(&mut reader, allowed, &mut publish)?;
     }
     publish.payload = reader.rest;
     Ok(publish)
 }
 
-fn publish_properties<'a>(reader: &mut Reader<'a>, publish: &mut RawPublish<'a>) -> Result<(), ProtocolError> {
-    props::each(reader, props::IN_PUBLISH, |id, value| {
+fn publish_properties<'a>(
+    reader: &mut Reader<'a>,
+    allowed: props::Allowed,
+    publish: &mut RawPublish<'a>,
+) -> Result<(), ProtocolError> {
+    props::each(reader, allowed, |id, value| {
         match (id, value) {
             (props::TOPIC_ALIAS, Value::Number(alias)) => publish.alias = Some(alias as u16),
             (props::MESSAGE_EXPIRY, Value::Number(seconds)) => publish.expiry_s = Some(seconds),

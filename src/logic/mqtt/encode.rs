@@ -1,7 +1,8 @@
-//! The packets a server sends, appended to the connection's output.
+//! The packets that we send, as a server and as a client of brokers, appended to the connection's output.
 
 use super::codec::Version;
 use super::props;
+use super::subscriber::SubscriberOptions;
 
 /// What a PUBACK says; 3.1.1 has no reason, so there every one of them looks like success.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -109,6 +110,57 @@ fn with_reason(out: &mut Vec<u8>, header: u8, head: &[u8], why: &str, len_max: u
     }
 }
 
+/// CONNECT of a client that wants its session kept.
+pub(super) fn connect(out: &mut Vec<u8>, options: &SubscriberOptions) {
+    let SubscriberOptions { version, client_id, username, password, keep_alive_s, .. } = options;
+    let v5 = *version == Version::V5;
+    let flags = if username.is_some() { 0x80 } else { 0 } | if password.is_some() { 0x40 } else { 0 };
+    let mut body = Vec::with_capacity(64 + client_id.len());
+    text(&mut body, "MQTT");
+    body.extend_from_slice(&[if v5 { 5 } else { 4 }, flags]);
+    body.extend_from_slice(&keep_alive_s.to_be_bytes());
+    if v5 {
+        let mut list = vec![props::SESSION_EXPIRY];
+        list.extend_from_slice(&options.session_expiry_s.to_be_bytes());
+        list.push(props::RECEIVE_MAXIMUM);
+        list.extend_from_slice(&options.inflight_max.max(1).to_be_bytes());
+        body.extend_from_slice(&varint(list.len()));
+        body.extend_from_slice(&list);
+    }
+    text(&mut body, client_id);
+    if let Some(username) = username {
+        text(&mut body, username);
+    }
+    if let Some(password) = password {
+        binary(&mut body, password.bytes());
+    }
+    packet(out, 0x10, &[&body]);
+}
+
+/// SUBSCRIBE to all filters with one QoS. MQTT 5 brokers send retained messages with new subscriptions only.
+pub(super) fn subscribe(out: &mut Vec<u8>, version: Version, packet_id: u16, filters: &[String], qos: u8) {
+    let mut body = packet_id.to_be_bytes().to_vec();
+    let mut options = qos;
+    if version == Version::V5 {
+        body.push(0);
+        options |= RETAIN_WITH_NEW_SUBSCRIPTION;
+    }
+    for filter in filters {
+        text(&mut body, filter);
+        body.push(options);
+    }
+    packet(out, 0x82, &[&body]);
+}
+
+const RETAIN_WITH_NEW_SUBSCRIPTION: u8 = 0x10;
+
+/// PUBACK, PUBREC or PUBCOMP of success.
+#[inline]
+pub(super) fn answer_id(out: &mut Vec<u8>, header: u8, packet_id: u16) {
+    let [high, low] = packet_id.to_be_bytes();
+    out.extend_from_slice(&[header, 2, high, low]);
+}
+
 fn packet(out: &mut Vec<u8>, header: u8, parts: &[&[u8]]) {
     out.push(header);
     out.extend_from_slice(&varint(parts.iter().map(|part| part.len()).sum()));
@@ -117,11 +169,15 @@ fn packet(out: &mut Vec<u8>, header: u8, parts: &[&[u8]]) {
     }
 }
 
-/// Text of this module is short: ids and the sentences of [`super::ProtocolError`].
+/// Text of this module is short: ids, filters, names, and the sentences of [`super::ProtocolError`].
 fn text(out: &mut Vec<u8>, text: &str) {
-    let len = u16::try_from(text.len()).expect("ids and reasons are shorter than 64 KiB");
+    binary(out, text.as_bytes());
+}
+
+fn binary(out: &mut Vec<u8>, bytes: &[u8]) {
+    let len = u16::try_from(bytes.len()).expect("ids, filters, passwords and reasons are shorter than 64 KiB");
     out.extend_from_slice(&len.to_be_bytes());
-    out.extend_from_slice(text.as_bytes());
+    out.extend_from_slice(bytes);
 }
 
 fn varint(mut value: usize) -> Vec<u8> {

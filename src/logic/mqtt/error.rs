@@ -73,8 +73,8 @@ pub enum ProtocolError {
         /// The packet.
         packet: Packet,
     },
-    /// A packet that clients of this endpoint never send.
-    #[error("{packet} is not expected from a client here")]
+    /// A packet that clients of this endpoint, or brokers to a subscriber, never send.
+    #[error("{packet} is not expected here")]
     Unexpected {
         /// The packet.
         packet: Packet,

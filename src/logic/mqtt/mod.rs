@@ -1,4 +1,5 @@
-//! The server's side of MQTT 3.1.1 and 5, for an endpoint that takes PUBLISH and nothing else.
+//! MQTT 3.1.1 and 5: the server's side for an endpoint that takes PUBLISH and nothing else, and the client's for taking
+//! messages from a broker, see [`Subscriber`].
 //!
 //! A sensor connects, proves who it is, and publishes; each QoS 1 message gets its PUBACK when the record it became is
 //! safe, in the order of receipt. There is no subscriber, so there is no session, no retained message, no outgoing PUBLISH.
@@ -25,6 +26,7 @@ mod filter;
 mod props;
 mod rate;
 mod router;
+mod subscriber;
 mod tree;
 
 #[cfg(test)]
@@ -39,4 +41,5 @@ pub use error::{AuthRefusal, Close, DisconnectReason, ProtocolError};
 pub use event::{ConnLimits, ConnectRequest, Event, Flow, Next, Pause, Publish, UserIndex, Will};
 pub use filter::{FILTER_LEVELS_MAX, Filter, FilterError, TOPIC_LEN_MAX};
 pub use router::{DeviceIndex, DeviceTable, Route, RouterLimits, TopicRouter};
+pub use subscriber::{BrokerClose, Delivery, Secret, Subscriber, SubscriberOptions};
 pub use tree::{FilterTree, Match};

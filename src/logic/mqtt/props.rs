@@ -17,11 +17,14 @@ pub(super) const AUTH_DATA: u8 = 0x16;
 pub(super) const REQUEST_PROBLEM_INFO: u8 = 0x17;
 const WILL_DELAY: u8 = 0x18;
 pub(super) const REQUEST_RESPONSE_INFO: u8 = 0x19;
+const RESPONSE_INFO: u8 = 0x1a;
+const SERVER_REFERENCE: u8 = 0x1c;
 pub(super) const REASON_STRING: u8 = 0x1f;
 pub(super) const RECEIVE_MAXIMUM: u8 = 0x21;
 pub(super) const TOPIC_ALIAS_MAXIMUM: u8 = 0x22;
 pub(super) const TOPIC_ALIAS: u8 = 0x23;
 pub(super) const MAXIMUM_QOS: u8 = 0x24;
+const RETAIN_AVAILABLE: u8 = 0x25;
 const USER_PROPERTY: u8 = 0x26;
 pub(super) const MAXIMUM_PACKET_SIZE: u8 = 0x27;
 pub(super) const WILDCARD_AVAILABLE: u8 = 0x28;
@@ -29,7 +32,7 @@ pub(super) const SUBSCRIPTION_ID_AVAILABLE: u8 = 0x29;
 pub(super) const SHARED_AVAILABLE: u8 = 0x2a;
 
 /// Which ids a packet allows; bit `id`. From the tables in sections 3.1 to 3.14 of the MQTT 5 standard.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Allowed(u64);
 
 pub(super) const IN_PUBLISH: Allowed =
@@ -50,6 +53,38 @@ pub(super) const IN_CONNECT: Allowed = allowed(&[
 pub(super) const IN_SUBSCRIBE: Allowed = allowed(&[SUBSCRIPTION_ID, USER_PROPERTY]);
 pub(super) const IN_UNSUBSCRIBE: Allowed = allowed(&[USER_PROPERTY]);
 pub(super) const IN_DISCONNECT: Allowed = allowed(&[SESSION_EXPIRY, REASON_STRING, USER_PROPERTY]);
+/// What brokers send. A message that matches several subscriptions carries the id of each.
+pub(super) const IN_DELIVERY: Allowed = allowed(&[
+    PAYLOAD_FORMAT,
+    MESSAGE_EXPIRY,
+    CONTENT_TYPE,
+    RESPONSE_TOPIC,
+    CORRELATION_DATA,
+    TOPIC_ALIAS,
+    SUBSCRIPTION_ID,
+    USER_PROPERTY,
+]);
+pub(super) const IN_CONNACK: Allowed = allowed(&[
+    SESSION_EXPIRY,
+    ASSIGNED_CLIENT_ID,
+    SERVER_KEEP_ALIVE,
+    AUTH_METHOD,
+    AUTH_DATA,
+    RESPONSE_INFO,
+    SERVER_REFERENCE,
+    REASON_STRING,
+    RECEIVE_MAXIMUM,
+    TOPIC_ALIAS_MAXIMUM,
+    MAXIMUM_QOS,
+    RETAIN_AVAILABLE,
+    USER_PROPERTY,
+    MAXIMUM_PACKET_SIZE,
+    WILDCARD_AVAILABLE,
+    SUBSCRIPTION_ID_AVAILABLE,
+    SHARED_AVAILABLE,
+]);
+pub(super) const IN_ACK: Allowed = allowed(&[REASON_STRING, USER_PROPERTY]);
+pub(super) const IN_SERVER_DISCONNECT: Allowed = allowed(&[REASON_STRING, USER_PROPERTY, SERVER_REFERENCE]);
 
 /// A property's value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,7 +95,7 @@ pub(super) enum Value<'a> {
     Pair(&'a str, &'a str),
 }
 
-/// Calls `visit` for each property of a client's packet, in order, having checked id, place, repetition and form.
+/// Calls `visit` for each property of a packet, in order, having checked id, place, repetition and form.
 #[inline]
 pub(super) fn each<'a>(
     reader: &mut Reader<'a>,
@@ -89,7 +124,8 @@ fn each_of<'a>(
         if allowed.0 & bit == 0 {
             return Err(ProtocolError::PropertyNotAllowed { id });
         }
-        if seen & bit != 0 && id != USER_PROPERTY {
+        let may_repeat = id == USER_PROPERTY || (id == SUBSCRIPTION_ID && allowed == IN_DELIVERY);
+        if seen & bit != 0 && !may_repeat {
             return Err(ProtocolError::PropertyTwice { id });
         }
         seen |= bit;
@@ -100,18 +136,28 @@ fn each_of<'a>(
 
 fn value<'a>(id: u8, reader: &mut Reader<'a>) -> Result<Value<'a>, ProtocolError> {
     Ok(match id {
-        PAYLOAD_FORMAT | REQUEST_PROBLEM_INFO | REQUEST_RESPONSE_INFO => Value::Number(reader.u8("property")?.into()),
-        RECEIVE_MAXIMUM | TOPIC_ALIAS_MAXIMUM | TOPIC_ALIAS => Value::Number(reader.u16("property")?.into()),
+        PAYLOAD_FORMAT
+        | REQUEST_PROBLEM_INFO
+        | REQUEST_RESPONSE_INFO
+        | MAXIMUM_QOS
+        | RETAIN_AVAILABLE
+        | WILDCARD_AVAILABLE
+        | SUBSCRIPTION_ID_AVAILABLE
+        | SHARED_AVAILABLE => Value::Number(reader.u8("property")?.into()),
+        RECEIVE_MAXIMUM | TOPIC_ALIAS_MAXIMUM | TOPIC_ALIAS | SERVER_KEEP_ALIVE => {
+            Value::Number(reader.u16("property")?.into())
+        }
         MESSAGE_EXPIRY | SESSION_EXPIRY | WILL_DELAY | MAXIMUM_PACKET_SIZE => Value::Number(reader.u32("property")?),
         SUBSCRIPTION_ID => match reader.varint("property")? {
             0 => return Err(ProtocolError::PropertyValue { id }),
             number => Value::Number(number),
         },
-        CONTENT_TYPE | RESPONSE_TOPIC | AUTH_METHOD | REASON_STRING => Value::Text(reader.text("property")?),
+        CONTENT_TYPE | RESPONSE_TOPIC | AUTH_METHOD | REASON_STRING | ASSIGNED_CLIENT_ID | RESPONSE_INFO | SERVER_REFERENCE => {
+            Value::Text(reader.text("property")?)
+        }
         CORRELATION_DATA | AUTH_DATA => Value::Binary(reader.binary("property")?),
         USER_PROPERTY => Value::Pair(reader.text("user property")?, reader.text("user property")?),
-        // Properties that only servers send are in no packet's list, so `each_of` has refused them.
-        _ => return Err(ProtocolError::PropertyNotAllowed { id }),
+        _ => return Err(ProtocolError::PropertyUnknown { id: id.into() }),
     })
 }
 

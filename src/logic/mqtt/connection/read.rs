@@ -101,7 +101,7 @@ impl Connection {
     where
         F: FnMut(Event<'_>) -> Flow,
     {
-        let raw = codec::publish(header, body, self.version)?;
+        let raw = codec::publish(header, body, self.version, codec::Sender::Client)?;
         let inflight_max = self.inflight_max();
         if raw.qos == 1 {
             if self.inflight >= usize::from(inflight_max) {
