@@ -180,6 +180,7 @@ fn policy(args: &Args) -> Policy {
         connections: Default::default(),
         connections_max: 64,
         router: Default::default(),
+        brokers: Vec::new(),
         session: SessionLimits {
             ping_us: 1_000_000,
             silence_us: 5_000_000,

@@ -28,11 +28,12 @@ use weir_logic::gateway::{Gateway, Question, Start};
 use weir_logic::ids::Epoch;
 use weir_logic::ingest::RouteError;
 use weir_logic::lanes::Found;
-use weir_logic::mqtt::UserIndex;
+use weir_logic::mqtt::{Secret, UserIndex};
 use weir_logic::wire;
 
-use crate::config::{Config, ListenTls, ModelInfo, PolicyError};
+use crate::config::{Broker, BrokerClient, Config, ListenTls, ModelInfo, PolicyError};
 use crate::shell::auth::Users;
+use crate::shell::broker::BrokerTarget;
 use crate::shell::interface::Interfaces;
 use crate::shell::listen::{HANDSHAKES_MAX, ListenCounters, Listener};
 use crate::shell::policies::Desk;
@@ -80,6 +81,14 @@ pub enum StartError {
     /// An uplink's settings.
     #[error(transparent)]
     Uplink(#[from] QuicError),
+    /// A broker's password.
+    #[error("cannot read the password of the broker `{broker}`")]
+    BrokerPassword {
+        /// Its name.
+        broker: String,
+        /// The system's reason.
+        source: io::Error,
+    },
     /// The admin endpoint.
     #[error(transparent)]
     Admin(#[from] AdminError),
@@ -185,9 +194,11 @@ impl Edge {
         // Models, then the policy that uses them, then the machine itself.
         let (infer_tx, infer_rx) = mpsc::channel(INFER_LEN);
         let (models, infos) = start_models(config, &infer_tx)?;
-        let policy = config.policy(&infos)?;
+        let mut policy = config.policy(&infos)?;
+        policy.brokers = config.broker_policies(&base_status.gateway, &broker_passwords(config)?);
         let (desk, policy, offers) = Desk::open(config, &infos, &base_status.gateway, policy);
-        let found = Found { held: &opened.held, voids: &opened.voids, damaged: &opened.damaged };
+        let found =
+            Found { held: &opened.held, voids: &opened.voids, damaged: &opened.damaged, packet_ids: &opened.packet_ids };
         let names: Vec<String> = policy.uplinks.iter().map(|uplink| uplink.name.to_string()).collect();
         let budgets = budget::load(&budget::path(data_dir), &names);
         let start = Start {
@@ -210,6 +221,7 @@ impl Edge {
             desk.spawn(messages_tx.downgrade()).map_err(|source| StartError::System { what: "a thread", source })?;
         let listen_counters = Arc::new(ListenCounters::default());
         let listeners = listeners(config, sockets.mqtt, &listen_counters)?;
+        let brokers = brokers(config)?;
         let mut tasks = Vec::new();
         let uplinks = start_uplinks(config, identity.as_ref(), &mut tasks)?;
 
@@ -220,11 +232,13 @@ impl Edge {
         let driver = Driver::new(DriverParts {
             gateway,
             clock,
+            messages_tx: messages_tx.clone(),
             messages_rx,
             credentials_tx,
             store_tx,
             store_rx,
             policies_tx,
+            brokers,
             models,
             infer_rx,
             uplinks,
@@ -363,6 +377,22 @@ fn listeners(config: &Config, sockets: Vec<TcpListener>, counters: &Arc<ListenCo
         listeners.push(Listener { tcp: Arc::new(tcp), tls, index, handshakes: handshakes.clone(), counters: counters.clone() });
     }
     Ok(listeners)
+}
+
+fn broker_passwords(config: &Config) -> Result<Vec<Option<Secret>>, StartError> {
+    let read = |broker: &Broker| {
+        let failed = |source| StartError::BrokerPassword { broker: broker.name.clone(), source };
+        shell::broker::password(broker).map_err(failed)
+    };
+    config.broker.iter().map(read).collect()
+}
+
+/// Where the clients of brokers connect to, in the order of the policy's.
+fn brokers(config: &Config) -> Result<Vec<Arc<BrokerTarget>>, StartError> {
+    let target = |client: BrokerClient<'_>| -> Result<Arc<BrokerTarget>, StartError> {
+        Ok(Arc::new(BrokerTarget::new(client.broker, client.class.name())?))
+    };
+    config.broker_clients().map(target).collect()
 }
 
 fn acceptor(listen: &ListenTls) -> Result<TlsAcceptor, StartError> {

@@ -2,7 +2,7 @@
 
 use weir_host::admin::MetricsText;
 
-use crate::status::{LaneStatus, ModelStatus, PoolStatus, Status, StreamStatus, UplinkStatus};
+use crate::status::{BrokerStatus, LaneStatus, ModelStatus, PoolStatus, Status, StreamStatus, UplinkStatus};
 
 /// Name, help and value of a metric that each part of one kind has.
 struct Each<T, V>(&'static str, &'static str, fn(&T) -> V);
@@ -12,6 +12,7 @@ pub(crate) fn text(status: &Status) -> String {
     let mut out = MetricsText::new();
     process(status, &mut out);
     ingest(status, &mut out);
+    brokers(status, &mut out);
     streams(status, &mut out);
     lanes(status, &mut out);
     plan(status, &mut out);
@@ -83,6 +84,39 @@ fn ingest(status: &Status, out: &mut MetricsText) {
     out.counter("weir_ingest_topics_evicted_total", "Topics forgotten to make room for others.", i.topics_evicted);
     out.counter("weir_ingest_verdicts_total", "Verdicts given.", i.verdicts);
     out.counter("weir_ingest_verdict_errors_total", "Windows that could not be scored.", i.verdict_errors);
+}
+
+fn brokers(status: &Status, out: &mut MetricsText) {
+    let gauges: [Each<BrokerStatus, f64>; 4] = [
+        Each("weir_broker_up", "1 while it is connected and subscribed.", |b| f64::from(u8::from(b.up))),
+        Each("weir_broker_generation_count", "Number of the present or last connection.", |b| b.generation as f64),
+        Each("weir_broker_in_flight_count", "Messages that wait for their acknowledgement.", |b| b.in_flight as f64),
+        Each("weir_broker_packet_ids_count", "Packet ids of QoS 2 that are not released.", |b| b.packet_ids as f64),
+    ];
+    for Each(name, help, value) in gauges {
+        out.gauges(name, help, status.brokers.iter().map(|b| ([("broker", &*b.name), ("class", &*b.class)], value(b))));
+    }
+    let counters: [Each<BrokerStatus, u64>; 11] = [
+        Each("weir_broker_attempts_total", "Attempts to connect.", |b| b.attempts),
+        Each("weir_broker_connects_total", "Connections on which it let us in.", |b| b.connects),
+        Each("weir_broker_sessions_resumed_total", "Connections whose session it had kept.", |b| b.sessions_resumed),
+        Each("weir_broker_payload_bytes_total", "Payload bytes of messages.", |b| b.payload_bytes),
+        Each("weir_broker_redelivered_total", "Messages that it sent again (DUP).", |b| b.redelivered),
+        Each("weir_broker_deduplicated_total", "Messages that were known already.", |b| b.deduplicated),
+        Each("weir_broker_others_total", "Messages for streams that other clients take.", |b| b.others),
+        Each("weir_broker_unusable_total", "Messages too long or on an impossible topic.", |b| b.unusable),
+        Each("weir_broker_acks_total", "PUBACKs and PUBRECs.", |b| b.acks),
+        Each("weir_broker_filters_refused_total", "Topic filters refused, or granted with a lower QoS.", |b| b.filters_refused),
+        Each("weir_broker_pauses_inflight_total", "Times that too many messages were unacknowledged.", |b| b.pauses_inflight),
+    ];
+    for Each(name, help, value) in counters {
+        out.counters(name, help, status.brokers.iter().map(|b| ([("broker", &*b.name), ("class", &*b.class)], value(b))));
+    }
+    let messages = status.brokers.iter().flat_map(|b| {
+        let by_qos = ["0", "1", "2"].into_iter().zip(b.messages);
+        by_qos.map(|(qos, count)| ([("broker", b.name.as_str()), ("class", b.class.as_str()), ("qos", qos)], count))
+    });
+    out.counters("weir_broker_messages_total", "Messages by QoS.", messages);
 }
 
 fn streams(status: &Status, out: &mut MetricsText) {

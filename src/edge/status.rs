@@ -10,7 +10,7 @@ use weir_logic::gateway::{FederationCounts, Gateway};
 use weir_logic::graph::PublisherCounters;
 use weir_logic::health::{BreakerState, PathStats};
 use weir_logic::ids::Class;
-use weir_logic::ingest::SampleCounts;
+use weir_logic::ingest::{BrokerView, SampleCounts};
 use weir_logic::mqtt::Counters;
 use weir_logic::payload::SparkplugCounters;
 use weir_logic::rollout::OfferState;
@@ -59,6 +59,8 @@ pub struct Status {
     pub voids_relabelled: u64,
     /// MQTT connections and messages.
     pub ingest: IngestStatus,
+    /// Brokers, each once for every class of its streams, in the order of the configuration.
+    pub brokers: Vec<BrokerStatus>,
     /// Streams, in the order of the configuration.
     pub streams: Vec<StreamStatus>,
     /// Lanes, most important first.
@@ -129,6 +131,49 @@ pub struct IngestStatus {
     pub verdicts: u64,
     /// Windows that could not be scored.
     pub verdict_errors: u64,
+}
+
+/// One client of a broker: for the streams of one class.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct BrokerStatus {
+    /// Name of the broker.
+    pub name: String,
+    /// Class of the streams.
+    pub class: String,
+    /// Whether it is connected and subscribed.
+    pub up: bool,
+    /// Number of the present or last connection, from 1.
+    pub generation: u64,
+    /// Messages that wait for their acknowledgement.
+    pub in_flight: u64,
+    /// Packet ids of QoS 2 that the broker has not released.
+    pub packet_ids: u64,
+    /// Why it was last not connected; empty if nothing was since it is.
+    pub last_down: String,
+    /// Attempts to connect.
+    pub attempts: u64,
+    /// Connections on which the broker let us in.
+    pub connects: u64,
+    /// Of these, those whose session the broker had kept.
+    pub sessions_resumed: u64,
+    /// Messages by QoS.
+    pub messages: [u64; 3],
+    /// Their payload bytes.
+    pub payload_bytes: u64,
+    /// Messages that the broker sent again (DUP).
+    pub redelivered: u64,
+    /// Messages that were known already and not taken in again.
+    pub deduplicated: u64,
+    /// Messages for streams that others of its clients take.
+    pub others: u64,
+    /// Messages that were too long or on an impossible topic, acknowledged and dropped.
+    pub unusable: u64,
+    /// PUBACKs and PUBRECs.
+    pub acks: u64,
+    /// Topic filters that the broker refused, or granted with a lower QoS.
+    pub filters_refused: u64,
+    /// Times that it was not read because too many messages were unacknowledged.
+    pub pauses_inflight: u64,
 }
 
 /// One stream: its plan, and what became of its messages.
@@ -415,6 +460,7 @@ impl Status {
             voids: lanes.void_count() as u64,
             voids_relabelled: lanes.voids_relabelled(),
             ingest: ingest(gateway),
+            brokers: gateway.ingest().brokers().map(|view| broker(&view)).collect(),
             streams: streams(gateway),
             lanes: Class::ALL.into_iter().map(|class| lane(now_us, gateway, class)).collect(),
             plan: price(gateway),
@@ -667,6 +713,31 @@ fn graph(gateway: &Gateway) -> GraphStatus {
     let FederationCounts { published, advice_refused, advice_ignored } = gateway.federation_counts();
     let PublisherCounters { fulls, deltas, bytes, too_long, .. } = published;
     GraphStatus { fulls, deltas, bytes, too_long, advice_refused, advice_ignored }
+}
+
+fn broker(view: &BrokerView<'_>) -> BrokerStatus {
+    let BrokerView { name, class, up, generation, in_flight, packet_ids, last_down, counters } = view;
+    BrokerStatus {
+        name: name.to_string(),
+        class: class.name().to_owned(),
+        up: *up,
+        generation: *generation,
+        in_flight: *in_flight as u64,
+        packet_ids: *packet_ids as u64,
+        last_down: (*last_down).to_owned(),
+        attempts: counters.attempts,
+        connects: counters.connects,
+        sessions_resumed: counters.sessions_resumed,
+        messages: counters.messages,
+        payload_bytes: counters.payload_bytes,
+        redelivered: counters.redelivered,
+        deduplicated: counters.deduplicated,
+        others: counters.others,
+        unusable: counters.unusable,
+        acks: counters.acks,
+        filters_refused: counters.filters_refused,
+        pauses_inflight: counters.pauses_inflight,
+    }
 }
 
 fn price(gateway: &Gateway) -> PlanStatus {

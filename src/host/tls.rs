@@ -321,6 +321,23 @@ pub fn client_config(credentials: &Credentials, roots: &TrustRoots, alpn: &[&[u8
     Ok(config)
 }
 
+/// TLS 1.2 or 1.3 for a client that shows a certificate only if it has one, to servers of others.
+///
+/// # Errors
+/// As for [`client_config`].
+pub fn guest_config(credentials: Option<&Credentials>, roots: &TrustRoots) -> Result<ClientConfig, TlsError> {
+    let inner = WebPkiServerVerifier::builder_with_provider(roots.store.clone(), provider()).build()?;
+    let time = credentials.map_or(FlooredTime { floor_s: 0, wall_us: unix_us }, Credentials::time);
+    let builder = ClientConfig::builder_with_details(provider(), Arc::new(time))
+        .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])?
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(PatientServerVerifier { inner, time }));
+    Ok(match credentials {
+        Some(credentials) => builder.with_client_cert_resolver(single(credentials)),
+        None => builder.with_no_client_auth(),
+    })
+}
+
 fn single(credentials: &Credentials) -> Arc<rustls::sign::SingleCertAndKey> {
     Arc::new(rustls::sign::SingleCertAndKey::from(credentials.key.clone()))
 }

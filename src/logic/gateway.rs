@@ -68,7 +68,8 @@ pub struct Gateway {
     offloads: Offloads,
     software: String,
     outputs: VecDeque<Output>,
-    safe: PerClass<u64>,
+    /// What was safe when acknowledgements last left: by class, and packet ids.
+    safe: (PerClass<u64>, u64),
     commit_failing: bool,
     losses: Losses,
     stopping: bool,
@@ -90,9 +91,10 @@ impl Gateway {
     /// A topic filter of the policy that is malformed.
     pub fn new(now: Moment, policy: Policy, start: &Start<'_>) -> Result<Self, RouteError> {
         let now_us = now.service_us;
-        let ingest = Ingest::new(now_us, start.epoch, &policy, start.seed)?;
+        let ingest = Ingest::new(now_us, start.epoch, &policy, start.seed, start.found.packet_ids)?;
         let thinner = Thinner::new(&policy.streams, start.seed);
-        let lanes = Lanes::new(now_us, start.epoch, policy.lanes, policy.lanes_limits, start.found, thinner);
+        let mut lanes = Lanes::new(now_us, start.epoch, policy.lanes, policy.lanes_limits, start.found, thinner);
+        ingest.forget_strangers(now_us, &mut lanes, start.found.packet_ids);
         let seed = |uplink: usize| start.seed.wrapping_add(uplink as u64);
         let uplinks = (0..policy.uplinks.len()).map(|uplink| Session::new(now_us, policy.session, seed(uplink))).collect();
         let health = policy.uplinks.iter().enumerate().map(|(uplink, of)| {
@@ -103,7 +105,7 @@ impl Gateway {
         let health: Vec<UplinkHealth> = health.collect();
         let ways = ways::ways(now_us, &policy, start.budgets, start.seed);
         let mut gateway = Gateway {
-            safe: lanes.safe(),
+            safe: (lanes.safe(), 0),
             control: Control::new(now_us, &policy),
             health,
             ways,
@@ -144,6 +146,8 @@ impl Gateway {
             Input::ClientOpened { conn } => ingest.opened(now_us, conn),
             Input::ClientRead { conn, bytes } => ingest.read(now, plan, lanes, conn, bytes),
             Input::ClientLost { conn } => ingest.lost(now, plan, lanes, conn),
+            Input::BrokerOpened { conn, broker, generation } => ingest.broker_opened(now_us, conn, broker, generation),
+            Input::BrokerFailed { broker, generation, reason } => ingest.broker_failed(now_us, broker, generation, &reason),
             Input::Authenticated { conn, result } => ingest.authenticated(now, plan, lanes, conn, result),
             Input::Inferred(scored) => {
                 ingest.inferred(now, plan, lanes, &scored);
@@ -216,7 +220,7 @@ impl Gateway {
             self.steer(now);
         }
         // What is taken in now is sent and written below.
-        let safe = self.lanes.safe();
+        let safe = (self.lanes.safe(), self.lanes.packet_ids_committed());
         if safe != self.safe || self.ingest.has_room_again(&self.lanes) {
             self.safe = safe;
             self.ingest.progressed(now, &self.plan, &mut self.lanes);
@@ -243,6 +247,9 @@ impl Gateway {
                 Out::Write { conn, bytes } => Output::ClientWrite { conn, bytes },
                 Out::Read { conn } => Output::ClientRead { conn },
                 Out::Close { conn, client_id, close } => Output::ClientClose { conn, client_id, close },
+                Out::BrokerConnect { broker, generation } => Output::BrokerConnect { broker, generation },
+                Out::BrokerClose { conn } => Output::BrokerClose { conn },
+                Out::Broker { broker, event } => Output::Event(Event::Broker { broker, event }),
                 Out::Authenticate { conn, username, password } => Output::Authenticate { conn, username, password },
             });
         }

@@ -337,6 +337,7 @@ mod tests {
             connections: Default::default(),
             connections_max: 1,
             router: Default::default(),
+            brokers: Vec::new(),
             session: crate::uplink::SessionLimits { ping_us: 1, silence_us: 1, connect_us: 1, backoff_us: (1, 1) },
             uplinks: vec![UplinkPolicy::free("a", 1), UplinkPolicy::free("b", 1)],
             price: PriceLimits::default(),

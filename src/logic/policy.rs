@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::ids::{Class, PerClass};
 use crate::lanes::{LanePolicy, LanesLimits};
-use crate::mqtt::{ConnLimits, RouterLimits};
+use crate::mqtt::{ConnLimits, RouterLimits, SubscriberOptions};
 use crate::offload::{OffloadLimits, OffloadPolicy};
 use crate::payload::PayloadFormat;
 use crate::price::{PriceLimits, StreamValue};
@@ -32,6 +32,8 @@ pub struct Policy {
     pub router: RouterLimits,
     /// Times of uplink sessions.
     pub session: SessionLimits,
+    /// Brokers that messages are taken from, each once for every class of its streams.
+    pub brokers: Vec<BrokerPolicy>,
     /// Ways out, the preferred one first.
     pub uplinks: Vec<UplinkPolicy>,
     /// How the price of a byte is made.
@@ -137,6 +139,30 @@ pub enum Misfit {
         /// Its name.
         stream: Arc<str>,
     },
+}
+
+/// One client of a broker: it takes the messages of streams of one class, so that what waits there holds up nothing else.
+#[derive(Debug, Clone)]
+pub struct BrokerPolicy {
+    /// Name of the broker, in logs, metrics and status.
+    pub name: Arc<str>,
+    /// Class of its streams when it was made.
+    pub class: Class,
+    /// Its streams; messages for others are left to the clients that have them.
+    pub streams: Vec<u16>,
+    /// How to connect, and what to subscribe to.
+    pub subscriber: SubscriberOptions,
+    /// True if its records are written in the next group commit, whatever their lane's mode.
+    pub to_disk: bool,
+    /// First and longest wait between attempts to connect, microseconds.
+    pub backoff_us: (u64, u64),
+}
+
+impl BrokerPolicy {
+    /// Names its session in the buffer, where packet ids of QoS 2 are kept.
+    pub fn session(&self) -> Arc<str> {
+        format!("{}/{}", self.name, self.subscriber.client_id).into()
+    }
 }
 
 /// One way to the cloud: a link and a transport.
@@ -302,6 +328,7 @@ mod tests {
             connections_max: 1,
             router: RouterLimits::default(),
             session: SessionLimits { ping_us: 1, silence_us: 1, connect_us: 1, backoff_us: (1, 1) },
+            brokers: Vec::new(),
             uplinks: vec![UplinkPolicy::free("wired", 1), UplinkPolicy::free("lte", 1)],
             price: PriceLimits::default(),
             critical_copies: 1,

@@ -1,5 +1,7 @@
 //! What the gateway asks of the buffer on disk, and what it gets back.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 
 use crate::block::BlockHeader;
@@ -20,12 +22,27 @@ pub struct CommitRequest {
     pub voids: Vec<Void>,
     /// Voids to forget, by their keys.
     pub voids_acked: Vec<BlockKey>,
+    /// Packet ids of brokers' messages to remember with what they became, or to forget, in this order.
+    pub packet_ids: Vec<PacketIdChange>,
+}
+
+/// A packet id of QoS 2 between the receipt of its message and its release: were it not known after a crash, the message that
+/// the broker then sends again would be stored twice.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PacketIdChange {
+    /// The session with a broker, see [`crate::policy::BrokerPolicy::session`].
+    pub session: Arc<str>,
+    /// The packet id.
+    pub packet_id: u16,
+    /// Tells its message from others; `None` to forget it.
+    pub fingerprint: Option<u64>,
 }
 
 impl CommitRequest {
     /// True if there is nothing to write.
     pub fn is_empty(&self) -> bool {
-        self.deletes.is_empty() && self.puts.is_empty() && self.voids.is_empty() && self.voids_acked.is_empty()
+        let Self { ticket: _, deletes, puts, voids, voids_acked, packet_ids } = self;
+        deletes.is_empty() && puts.is_empty() && voids.is_empty() && voids_acked.is_empty() && packet_ids.is_empty()
     }
 }
 

@@ -8,6 +8,7 @@
 //! Paths in the file are relative to the folder of the file. Once loaded they are resolved.
 
 mod address;
+mod broker;
 mod buffer;
 mod catalogue;
 mod check;
@@ -29,7 +30,9 @@ use std::path::Path;
 use serde::Deserialize;
 use weir_host::config::{Checker, ConfigErrors};
 
+pub use broker::{Broker, BrokerClient, BrokerDurability, BrokerTls, BrokerVersion};
 pub use buffer::{Buffer, Lane, Lanes};
+pub(crate) use check::PASSWORD_LEN_MAX;
 pub use finding::Warning;
 pub use listen::{Listen, ListenTls, Mqtt, User};
 pub use offload::{Offload, StreamOffload};
@@ -52,6 +55,8 @@ pub struct Config {
     pub listen: Vec<Listen>,
     /// Limits of MQTT clients.
     pub mqtt: Mqtt,
+    /// Brokers that messages are taken from.
+    pub broker: Vec<Broker>,
     /// Who may publish what.
     pub user: Vec<User>,
     /// What becomes of which topics.
@@ -88,6 +93,7 @@ impl Default for Config {
             gateway: Gateway::default(),
             listen: vec![Listen::default()],
             mqtt: Mqtt::default(),
+            broker: Vec::new(),
             user: Vec::new(),
             stream: Vec::new(),
             model: Vec::new(),
@@ -178,6 +184,7 @@ impl Config {
     fn resolved(mut self, folder: &Path) -> Config {
         let mut paths = vec![&mut self.gateway.data_dir, &mut self.tls.cert, &mut self.tls.key, &mut self.tls.ca];
         paths.extend(self.listen.iter_mut().filter_map(|listen| listen.tls.as_mut()).flat_map(ListenTls::paths_mut));
+        paths.extend(self.broker.iter_mut().flat_map(Broker::paths_mut));
         paths.extend(self.model.iter_mut().map(|model| &mut model.manifest));
         paths.extend(self.infer.library.as_mut());
         paths.extend(self.infer.catalogue.as_mut());

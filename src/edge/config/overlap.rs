@@ -21,6 +21,22 @@ pub(super) fn overlaps(a: &str, b: &str) -> bool {
     }
 }
 
+/// Whether `a` takes every topic that `b` takes.
+pub(super) fn covers(a: &str, b: &str) -> bool {
+    if b.starts_with('$') && a.starts_with(['+', '#']) {
+        return false;
+    }
+    let (mut a, mut b) = (a.split('/'), b.split('/'));
+    loop {
+        match (a.next(), b.next()) {
+            (Some("#"), _) | (None, None) => return true,
+            (Some("+"), Some(level)) if level != "#" => {}
+            (Some(x), Some(y)) if x == y => {}
+            _ => return false,
+        }
+    }
+}
+
 /// `Less` if `a` takes the topics that both filters match, `Equal` if they are the same filter.
 pub(super) fn precedence(a: &str, b: &str) -> Ordering {
     let rank = |level: Option<&str>| match level {
@@ -56,6 +72,16 @@ mod tests {
         }
     }
 
+    #[test]
+    fn a_filter_covers_what_takes_no_other_topics() {
+        for (a, b) in [("#", "a/b"), ("a/#", "a"), ("a/#", "a/+/c"), ("a/+", "a/b"), ("a/+/c", "a/b/c"), ("a/b", "a/b")] {
+            assert!(covers(a, b), "{a} {b}");
+        }
+        for (a, b) in [("a/+", "a/#"), ("a/b", "a/+"), ("#", "$SYS/x"), ("a/+/c", "a/b/+"), ("a", "a/b")] {
+            assert!(!covers(a, b), "{a} {b}");
+        }
+    }
+
     fn filter() -> impl Strategy<Value = String> {
         let level = prop_oneof![Just("a"), Just("b"), Just("+")];
         (prop::collection::vec(level, 1..4), any::<bool>()).prop_map(|(levels, hash)| {
@@ -74,6 +100,7 @@ mod tests {
             let topic = topic.join("/");
             let parsed = [&a, &b].map(|text| Filter::parse(text).expect("made of valid levels"));
             let takes = |filter: &Filter| FilterTree::new([(filter, 0)]).allows(&topic);
+            prop_assert!(!covers(&a, &b) || !takes(&parsed[1]) || takes(&parsed[0]), "{} does not cover {}", a, b);
             if takes(&parsed[0]) && takes(&parsed[1]) {
                 prop_assert!(overlaps(&a, &b));
                 if a != b {

@@ -73,6 +73,7 @@ pub(super) struct StreamMistake {
 impl Config {
     /// What the core needs to know, with the models that could be loaded; jobs name a model by its position in `models`.
     ///
+    /// Brokers are not in it: they need the gateway's name and passwords, see [`Config::broker_policies`].
     /// A stream whose model is not in `models` goes without. Users come in the order of the configuration; the one without
     /// a name, for anonymous clients, is last, see [`Config::anonymous_user`].
     ///
@@ -97,6 +98,7 @@ impl Config {
             connections_max: self.mqtt.clients_max,
             router: self.mqtt.router_limits(),
             session: self.session.limits(),
+            brokers: Vec::new(),
             uplinks: self.uplink_paths().enumerate().map(|(at, path)| uplink_policy(at, &path)).collect(),
             price: self.plan.limits(),
             critical_copies: self.plan.critical_copies,

@@ -7,7 +7,7 @@ use weir_logic::ids::Class;
 use weir_logic::payload::{PayloadFormat, SparkplugNodes};
 
 use super::policy::resolve;
-use super::{Config, ModelInfo, Stream};
+use super::{Broker, Config, ModelInfo, Stream};
 
 /// A configuration at a glance; prints as a few tables.
 #[derive(Debug, Clone)]
@@ -72,6 +72,40 @@ impl<'c> Summary<'c> {
     }
 }
 
+impl Summary<'_> {
+    /// The clients of brokers, and what must be set there so that nothing is dropped.
+    fn brokers(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let gateway = self.config.gateway.name.as_deref().unwrap_or("GATEWAY");
+        let mut rows = vec![row(["broker", "address", "class", "client id", "subscribes to"])];
+        rows.extend(self.config.broker_clients().map(|client| {
+            let (broker, class) = (client.broker, client.class);
+            let filters = self.config.subscriptions(&client).join(" ");
+            row([&broker.name, &broker.address, class.name(), &broker.client_id(gateway, class), &filters])
+        }));
+        table(f, &rows)?;
+        for broker in &self.config.broker {
+            let Broker { name, inflight_max, session_expiry, keep_alive, .. } = broker;
+            writeln!(f, "broker {name} must be set so, or it drops messages while the box is away or slow:")?;
+            writeln!(
+                f,
+                "  mosquitto  persistence true, max_inflight_messages {inflight_max}, max_queued_messages 0 (its default is 1000),\n\
+                 {:13}persistent_client_expiration {session_expiry} or longer, autosave_interval as short as its disk bears,\n\
+                 {:13}max_keepalive not below {}",
+                "",
+                "",
+                keep_alive.as_micros() / 1_000_000
+            )?;
+            writeln!(
+                f,
+                "  EMQX       mqtt.max_inflight {inflight_max}, mqtt.max_mqueue_len infinity, mqtt.session_expiry_interval {session_expiry},\n\
+                 {:13}durable_sessions.enable true",
+                ""
+            )?;
+        }
+        writeln!(f)
+    }
+}
+
 impl fmt::Display for Summary<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let config = self.config;
@@ -97,6 +131,9 @@ impl fmt::Display for Summary<'_> {
             row([&path.name(), path.address(), path.certificate_name(), if by.is_empty() { "any" } else { &by }])
         }));
         table(f, &rows)?;
+        if !config.broker.is_empty() {
+            self.brokers(f)?;
+        }
         let listeners: Vec<String> = config.listen.iter().map(listener).collect();
         let listeners = if listeners.is_empty() { "nothing".to_owned() } else { listeners.join(", ") };
         writeln!(f, "listens on {listeners}; users: {}", config.user.len())?;

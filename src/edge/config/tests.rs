@@ -2,7 +2,7 @@ use std::path::PathBuf;
 
 use weir_logic::ids::Class;
 use weir_logic::lanes::Durability;
-use weir_logic::mqtt::{ConnLimits, RouterLimits, UserIndex};
+use weir_logic::mqtt::{ConnLimits, RouterLimits, Secret, UserIndex, Version};
 use weir_logic::policy::StreamFidelity;
 
 use super::*;
@@ -345,4 +345,77 @@ fn warnings_name_what_surprises_at_its_line() {
         let warnings = warned(&text);
         assert!(warnings.iter().any(|w| w.line == line && w.message.contains(part)), "{part}\n{warnings:#?}");
     }
+}
+
+const BROKERS: &str = r##"
+[gateway]
+name = "hall-3"
+[[broker]]
+name = "site"
+address = "10.0.0.1:8883"
+tls = { ca = "ca.crt" }
+username = "weir"
+version = "3.1.1"
+keep_alive = "1m"
+[[broker]]
+name = "line"
+address = "localhost:1883"
+client_id = "press"
+streams = ["alarm"]
+qos = 2
+durability = "lane"
+[[stream]]
+name = "alarm"
+topics = ["a/+/alarm", "a/1/alarm", "a/#"]
+class = "critical"
+[[stream]]
+name = "values"
+topics = ["a/+/value"]
+[[stream]]
+name = "states"
+topics = ["b/+", "+/c"]
+"##;
+
+#[test]
+fn a_broker_has_a_client_for_each_class_of_its_streams() {
+    let checked = parse(BROKERS);
+    let config = checked.config.unwrap();
+    let secret = Secret::new(b"x");
+    let policies = config.broker_policies("hall-3", &[Some(secret.clone()), None]);
+    let seen: Vec<_> = policies.iter().map(|p| (&*p.name, p.class, &*p.subscriber.client_id, p.streams.clone())).collect();
+    assert_eq!(
+        seen,
+        [
+            ("site", Class::Critical, "weir-hall-3-critical", vec![0]),
+            ("site", Class::Normal, "weir-hall-3-normal", vec![1, 2]),
+            ("line", Class::Critical, "press-critical", vec![0]),
+        ]
+    );
+    let first = &policies[0].subscriber;
+    assert_eq!(*first.filters, ["a/#".to_owned()], "what another filter takes is not subscribed to as well");
+    assert_eq!((first.version, first.qos, first.keep_alive_s, first.session_expiry_s), (Version::V311, 1, 60, 604_800));
+    assert_eq!((first.username.as_deref(), &first.password), (Some("weir"), &Some(secret)));
+    assert!(policies[0].to_disk && !policies[2].to_disk);
+    assert_eq!((policies[2].subscriber.version, policies[2].subscriber.qos), (Version::V5, 2));
+    assert_eq!(policies[0].backoff_us, (500_000, 30_000_000));
+    let warned: Vec<_> = checked.warnings.iter().filter(|warning| warning.key.starts_with("broker")).collect();
+    let [warning] = &warned[..] else { panic!("{warned:#?}") };
+    assert!(warning.message.contains("both `b/+` and `+/c`"), "{}", warning.message);
+}
+
+#[test]
+fn the_summary_says_what_brokers_must_be_set_to() {
+    let config = parse(BROKERS).config.unwrap();
+    let text = config.summary(&[]).to_string();
+    for part in [
+        "weir-hall-3-critical",
+        "press-critical",
+        "broker site must be set so",
+        "max_inflight_messages 1000, max_queued_messages 0",
+        "persistent_client_expiration 7d or longer",
+        "mqtt.max_mqueue_len infinity",
+    ] {
+        assert!(text.contains(part), "{part} is not in\n{text}");
+    }
+    assert!(!parse("").config.unwrap().summary(&[]).to_string().contains("broker"));
 }

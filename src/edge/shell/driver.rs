@@ -16,14 +16,15 @@ use weir_logic::budget::BudgetLevel;
 use weir_logic::gateway::{Event, Gateway, Input, Output};
 use weir_logic::health::PathStats;
 use weir_logic::ids::VoidReason;
-use weir_logic::ingest::{ConnId, Moment, Scored, Verdict};
+use weir_logic::ingest::{BrokerEvent, BrokerIndex, ConnId, Moment, Scored, Verdict};
 use weir_logic::mqtt::{AuthRefusal, Close};
 use weir_logic::rollout::OfferState;
 use weir_logic::uplink::DownReason;
 
 use super::Message;
 use super::auth::Credentials;
-use super::listen::{ClientCommand, ClientHandle, ConnIds, ListenCounters, recycle};
+use super::broker::BrokerTarget;
+use super::listen::{ClientCommand, ClientHandle, ClientOrigin, ConnIds, ListenCounters, recycle};
 use super::notices::{Failures, Notices};
 use super::policies::ToDesk;
 use super::uplink::{UplinkCommand, UplinkEvent};
@@ -63,11 +64,15 @@ impl UplinkHandle {
 pub(crate) struct DriverParts {
     pub(crate) gateway: Gateway,
     pub(crate) clock: Clock,
+    /// For the tasks of brokers.
+    pub(crate) messages_tx: mpsc::Sender<Message>,
     pub(crate) messages_rx: mpsc::Receiver<Message>,
     pub(crate) credentials_tx: mpsc::Sender<Credentials>,
     pub(crate) store_tx: mpsc::Sender<StoreInput>,
     pub(crate) store_rx: mpsc::Receiver<StoreEvent>,
     pub(crate) policies_tx: std::sync::mpsc::Sender<ToDesk>,
+    /// In the order of the policy's.
+    pub(crate) brokers: Vec<Arc<BrokerTarget>>,
     pub(crate) models: Vec<Worker>,
     pub(crate) infer_rx: mpsc::Receiver<InferBatch>,
     pub(crate) uplinks: Vec<UplinkHandle>,
@@ -103,6 +108,8 @@ pub(crate) struct Driver {
     model_failures: Vec<Failures>,
     /// By uplink: a failed attempt of the present outage is in the log.
     said_failed: Vec<bool>,
+    /// The same for brokers' clients.
+    said_broker_failed: Vec<bool>,
 }
 
 /// How often the status is published.
@@ -129,6 +136,7 @@ impl Driver {
             waiting_infer: parts.models.iter().map(|_| VecDeque::new()).collect(),
             model_failures: parts.models.iter().map(|_| Failures::default()).collect(),
             said_failed: vec![false; parts.uplinks.len()],
+            said_broker_failed: vec![false; parts.brokers.len()],
             parts,
             conns: ConnIds::default(),
             clients: HashMap::new(),
@@ -210,9 +218,20 @@ impl Driver {
             Message::ClientOpened { listener, peer, certificate, commands_tx, opened_tx } => {
                 let conn = self.conns.next();
                 if opened_tx.send(conn).is_ok() {
-                    self.clients.insert(conn, ClientHandle { listener, peer, certificate, commands_tx, buffer: None });
+                    let origin = Some(ClientOrigin { listener, peer, certificate });
+                    self.clients.insert(conn, ClientHandle { origin, commands_tx, buffer: None });
                     gateway.handle(now, Input::ClientOpened { conn });
                 }
+            }
+            Message::BrokerOpened { broker, generation, commands_tx, opened_tx } => {
+                let conn = self.conns.next();
+                if opened_tx.send(conn).is_ok() {
+                    self.clients.insert(conn, ClientHandle { origin: None, commands_tx, buffer: None });
+                    gateway.handle(now, Input::BrokerOpened { conn, broker, generation });
+                }
+            }
+            Message::BrokerFailed { broker, generation, reason } => {
+                gateway.handle(now, Input::BrokerFailed { broker, generation, reason });
             }
             Message::ClientRead { conn, bytes } => {
                 gateway.handle(now, Input::ClientRead { conn, bytes: &bytes });
@@ -329,6 +348,11 @@ impl Driver {
                     self.tell_client(conn, ClientCommand::Read(buffer));
                 }
                 Output::ClientClose { conn, client_id, close } => self.close_client(conn, &client_id, close),
+                Output::BrokerConnect { broker, generation } => self.connect_broker(broker, generation),
+                Output::BrokerClose { conn } => {
+                    self.tell_client(conn, ClientCommand::Close);
+                    self.clients.remove(&conn);
+                }
                 Output::Authenticate { conn, username, password } => self.authenticate(conn, username, password),
                 Output::Infer(job) => {
                     let model = usize::from(job.model);
@@ -362,15 +386,21 @@ impl Driver {
 
     fn close_client(&mut self, conn: ConnId, client_id: &str, close: Close) {
         self.tell_client(conn, ClientCommand::Close);
-        let Some(client) = self.clients.remove(&conn) else { return };
+        let Some(ClientOrigin { peer, .. }) = self.clients.remove(&conn).and_then(|client| client.origin) else { return };
         match close {
             Close::Refused(_) | Close::Protocol(_) | Close::ConnectTimeout { .. } => {
-                self.refused(self.parts.clock.now_us(), client.peer, client_id, &close.to_string());
+                self.refused(self.parts.clock.now_us(), peer, client_id, &close.to_string());
             }
             Close::ByClient { .. } | Close::Lost | Close::KeepAlive { .. } | Close::ByServer(_) => {
-                tracing::debug!(peer = %client.peer, client_id = %client_id.escape_debug(), reason = %close, "client closed");
+                tracing::debug!(%peer, client_id = %client_id.escape_debug(), reason = %close, "client closed");
             }
         }
+    }
+
+    fn connect_broker(&self, broker: BrokerIndex, generation: u64) {
+        let target = self.parts.brokers[usize::from(broker.0)].clone();
+        let (messages_tx, counters) = (self.parts.messages_tx.clone(), self.parts.listen_counters.clone());
+        tokio::spawn(target.run(broker, generation, messages_tx, counters));
     }
 
     /// Says that a client was turned away, and why. What it called itself is not to be trusted to be harmless.
@@ -408,9 +438,9 @@ impl Driver {
     }
 
     fn authenticate(&mut self, conn: ConnId, username: Option<String>, password: Option<Vec<u8>>) {
-        let Some(client) = self.clients.get_mut(&conn) else { return };
-        let certificate = client.certificate.take();
-        let credentials = Credentials { conn, listener: client.listener, username, password, certificate };
+        let Some(origin) = self.clients.get_mut(&conn).and_then(|client| client.origin.as_mut()) else { return };
+        let certificate = origin.certificate.take();
+        let credentials = Credentials { conn, listener: origin.listener, username, password, certificate };
         if self.parts.credentials_tx.try_send(credentials).is_err() {
             self.auth_refused += 1;
             let now = moment(&self.parts.clock);
@@ -472,6 +502,7 @@ impl Driver {
                     tracing::info!(uplink, from, to, reason, "uplink state");
                 }
             }
+            Event::Broker { broker, event } => self.log_broker(*broker, event),
             Event::Policy(news) => {
                 self.tell_desk(ToDesk::Decided(news.clone()));
                 let (version, state, kept, reason) = (news.version, news.state.name(), news.kept, &news.reason);
@@ -493,6 +524,31 @@ impl Driver {
             Event::LossEnded { class, reason, records, lasted_us } => {
                 let (class, reason, lasted_s) = (class.name(), reason.name(), lasted_us / 1_000_000);
                 tracing::error!(class, reason, records, lasted_s, "records were lost");
+            }
+        }
+    }
+
+    fn log_broker(&mut self, broker: BrokerIndex, event: &BrokerEvent) {
+        let at = usize::from(broker.0);
+        let BrokerTarget { name: broker, class, .. } = &*self.parts.brokers[at];
+        match event {
+            BrokerEvent::Up { session_present } => {
+                self.said_broker_failed[at] = false;
+                tracing::info!(broker, class, session_present, "broker is connected");
+            }
+            BrokerEvent::Down { reason } => tracing::warn!(broker, class, reason, "broker is disconnected"),
+            // Said once an outage, as for uplinks.
+            BrokerEvent::Failed { reason } if std::mem::replace(&mut self.said_broker_failed[at], true) => {
+                tracing::debug!(broker, class, reason, "broker cannot be connected");
+            }
+            BrokerEvent::Failed { reason } => {
+                tracing::warn!(broker, class, reason, "broker cannot be connected; it is tried again");
+            }
+            BrokerEvent::Filter { filter, granted: None } => {
+                tracing::error!(broker, class, filter, "broker refuses a subscription: its messages do not come");
+            }
+            BrokerEvent::Filter { filter, granted: Some(qos) } => {
+                tracing::warn!(broker, class, filter, qos, "broker grants a subscription with a lower QoS");
             }
         }
     }

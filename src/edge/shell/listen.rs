@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::time::{Duration, timeout};
 use tokio_rustls::TlsAcceptor;
 use weir_logic::ingest::ConnId;
@@ -86,8 +86,11 @@ async fn greet(listener: Listener, stream: TcpStream, peer: SocketAddr, messages
         return;
     }
     let Listener { tls, index, handshakes, counters, .. } = listener;
+    let opened = |certificate| {
+        move |commands_tx, opened_tx| Message::ClientOpened { listener: index, peer, certificate, commands_tx, opened_tx }
+    };
     let Some(tls) = tls else {
-        return client(stream, (index, peer), None, messages_tx, &counters).await;
+        return client(stream, opened(None), messages_tx, &counters).await;
     };
     // A place is for who has begun to speak, so that idle sockets do not keep sensors out.
     let begun = timeout(HANDSHAKE_LIMIT, stream.readable()).await.is_ok_and(|readable| readable.is_ok());
@@ -107,7 +110,7 @@ async fn greet(listener: Listener, stream: TcpStream, peer: SocketAddr, messages
     let reason = match shaken {
         Ok(Ok(stream)) => {
             let certificate = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first()).map(|cert| cert.to_vec());
-            return client(stream, (index, peer), certificate, messages_tx, &counters).await;
+            return client(stream, opened(certificate), messages_tx, &counters).await;
         }
         Ok(Err(err)) => format!("TLS handshake failed: {err}"),
         Err(_) => "TLS handshake took too long".to_owned(),
@@ -116,11 +119,10 @@ async fn greet(listener: Listener, stream: TcpStream, peer: SocketAddr, messages
     let _ = messages_tx.send(refused(reason)).await;
 }
 
-/// Serves one client until either side ends it.
-async fn client<S>(
+/// Serves one connection until either side ends it; `opened` makes the message that announces it.
+pub(crate) async fn client<S>(
     stream: S,
-    (listener, peer): (usize, SocketAddr),
-    certificate: Option<Vec<u8>>,
+    opened: impl FnOnce(mpsc::UnboundedSender<ClientCommand>, oneshot::Sender<ConnId>) -> Message,
     messages_tx: mpsc::Sender<Message>,
     counters: &ListenCounters,
 ) where
@@ -128,9 +130,8 @@ async fn client<S>(
 {
     // Bounded in effect: acknowledgements of what was read, and nothing is read while they are not written.
     let (commands_tx, mut commands_rx) = mpsc::unbounded_channel();
-    let (opened_tx, opened_rx) = tokio::sync::oneshot::channel();
-    let opened = Message::ClientOpened { listener, peer, certificate, commands_tx, opened_tx };
-    if messages_tx.send(opened).await.is_err() {
+    let (opened_tx, opened_rx) = oneshot::channel();
+    if messages_tx.send(opened(commands_tx, opened_tx)).await.is_err() {
         return;
     }
     let Ok(conn) = opened_rx.await else { return };
@@ -200,12 +201,19 @@ pub(crate) fn recycle(mut buffer: Vec<u8>) -> Vec<u8> {
 /// A client that is connected, as the gateway's driver keeps it.
 #[derive(Debug)]
 pub(crate) struct ClientHandle {
-    pub(crate) listener: usize,
-    pub(crate) peer: SocketAddr,
-    pub(crate) certificate: Option<Vec<u8>>,
+    /// Where it came from; `None` for a broker that we connected to.
+    pub(crate) origin: Option<ClientOrigin>,
     pub(crate) commands_tx: mpsc::UnboundedSender<ClientCommand>,
     /// The buffer of the last read, to be given back with the next.
     pub(crate) buffer: Option<Vec<u8>>,
+}
+
+/// Where a client came from, and what it showed.
+#[derive(Debug)]
+pub(crate) struct ClientOrigin {
+    pub(crate) listener: usize,
+    pub(crate) peer: SocketAddr,
+    pub(crate) certificate: Option<Vec<u8>>,
 }
 
 /// Hands out connection numbers.
@@ -234,7 +242,14 @@ mod tests {
             let (messages_tx, mut messages_rx) = mpsc::channel(4);
             let counters = Arc::new(ListenCounters::default());
             let peer = SocketAddr::from(([127, 0, 0, 1], 1));
-            tokio::spawn(async move { client(BufStream::new(ours), (0, peer), None, messages_tx, &counters).await });
+            let opened = move |commands_tx, opened_tx| Message::ClientOpened {
+                listener: 0,
+                peer,
+                certificate: None,
+                commands_tx,
+                opened_tx,
+            };
+            tokio::spawn(async move { client(BufStream::new(ours), opened, messages_tx, &counters).await });
             let Some(Message::ClientOpened { commands_tx, opened_tx, .. }) = messages_rx.recv().await else {
                 panic!("a client announces itself")
             };

@@ -5,6 +5,7 @@
 //! a few hundred bytes costs less than waking another thread.
 
 pub(crate) mod auth;
+pub(crate) mod broker;
 mod driver;
 pub(crate) mod interface;
 pub(crate) mod listen;
@@ -18,7 +19,7 @@ use std::net::SocketAddr;
 
 use tokio::sync::{mpsc, oneshot};
 use weir_logic::gateway::Question;
-use weir_logic::ingest::ConnId;
+use weir_logic::ingest::{BrokerIndex, ConnId};
 use weir_logic::mqtt::{AuthRefusal, UserIndex};
 use weir_logic::policy::Policy;
 
@@ -32,6 +33,19 @@ pub(crate) enum Message {
         certificate: Option<Vec<u8>>,
         commands_tx: mpsc::UnboundedSender<listen::ClientCommand>,
         opened_tx: oneshot::Sender<ConnId>,
+    },
+    /// A connection to a broker was made.
+    BrokerOpened {
+        broker: BrokerIndex,
+        generation: u64,
+        commands_tx: mpsc::UnboundedSender<listen::ClientCommand>,
+        opened_tx: oneshot::Sender<ConnId>,
+    },
+    /// A connection to a broker could not be made.
+    BrokerFailed {
+        broker: BrokerIndex,
+        generation: u64,
+        reason: String,
     },
     ClientRead {
         conn: ConnId,

@@ -144,6 +144,7 @@ pub(super) fn relief(request: &CommitRequest) -> CommitRequest {
         voids_acked: request.voids_acked.clone(),
         deletes,
         puts: Vec::new(),
+        packet_ids: Vec::new(),
     }
 }
 

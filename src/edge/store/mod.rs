@@ -36,7 +36,7 @@ use bytes::Bytes;
 use redb::Database;
 use weir_host::clock::{BootTime, ClockMark};
 use weir_logic::ids::{BlockKey, Epoch, Void};
-use weir_logic::store::{CommitRequest, Held, StoreError};
+use weir_logic::store::{CommitRequest, Held, PacketIdChange, StoreError};
 
 use database::{Fault, Work, fault_of, open_database, relief, unused};
 use medium::{Counts, FileMedium, Medium, SetAsideError};
@@ -91,6 +91,8 @@ pub struct Opened {
     pub damaged: Vec<BlockKey>,
     /// Voids that the cloud has not acknowledged.
     pub voids: Vec<Void>,
+    /// Packet ids of brokers' messages that were not released.
+    pub packet_ids: Vec<PacketIdChange>,
     /// Service time in microseconds behind which no later one may fall.
     pub service_us: u64,
     /// What an earlier run wrote down last, to go on from.
@@ -258,6 +260,7 @@ impl Store {
             held: scan.held,
             damaged: scan.damaged,
             voids: scan.voids,
+            packet_ids: scan.packet_ids,
             quarantined,
             repaired,
             open_ms: start.elapsed().as_millis() as u64,

@@ -5,6 +5,7 @@
 //! index      block key -> header (37 bytes)      so that opening reads 2 MiB instead of all blocks
 //! fragments  block key -> block                 what a group commit writes between two seals
 //! voids      block key -> last_seq, reason      until the cloud has acknowledged them
+//! packet_ids session, packet id -> fingerprint  of brokers' messages of QoS 2, until they are released
 //! epochs     ordinal -> epoch                   order of the runs, since epochs are random numbers
 //! meta       name -> u64                        format, service_us, wall_us, boot_id, boottime_us
 //! ```
@@ -17,7 +18,7 @@ use redb::{ReadTransaction, ReadableDatabase, ReadableTable, Table, TableDefinit
 use weir_host::clock::BootTime;
 use weir_logic::block::{BlockHeader, Fidelity};
 use weir_logic::ids::{BlockKey, Epoch, Void, VoidReason};
-use weir_logic::store::{CommitRequest, Held, Put, SeqRange};
+use weir_logic::store::{CommitRequest, Held, PacketIdChange, Put, SeqRange};
 
 type Key<'a> = &'a [u8; BlockKey::LEN];
 
@@ -25,6 +26,7 @@ pub(super) const BLOCKS: TableDefinition<'_, Key<'static>, &[u8]> = TableDefinit
 pub(super) const INDEX: TableDefinition<'_, Key<'static>, &[u8; INDEX_LEN]> = TableDefinition::new("index");
 pub(super) const FRAGMENTS: TableDefinition<'_, Key<'static>, &[u8]> = TableDefinition::new("fragments");
 const VOIDS: TableDefinition<'_, Key<'static>, &[u8; 9]> = TableDefinition::new("voids");
+const PACKET_IDS: TableDefinition<'_, (&str, u16), u64> = TableDefinition::new("packet_ids");
 const EPOCHS: TableDefinition<'_, u64, u64> = TableDefinition::new("epochs");
 const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
 
@@ -65,6 +67,8 @@ pub(super) struct Scan {
     /// Keys under which there is something that is not a block.
     pub(super) damaged: Vec<BlockKey>,
     pub(super) voids: Vec<Void>,
+    /// Packet ids of brokers' messages, each with its fingerprint.
+    pub(super) packet_ids: Vec<PacketIdChange>,
     /// In the order of the runs.
     pub(super) epochs: Vec<(u64, Epoch)>,
     pub(super) meta: Meta,
@@ -162,6 +166,19 @@ fn scan_tables(tx: &ReadTransaction) -> Result<Scan, redb::Error> {
             scan.voids.push(Void { key, last_seq, reason });
         }
     }
+    // Files of earlier versions have no such table.
+    match tx.open_table(PACKET_IDS) {
+        Ok(packet_ids) => {
+            for entry in packet_ids.iter()? {
+                let (key, fingerprint) = entry?;
+                let (session, packet_id) = key.value();
+                let fingerprint = Some(fingerprint.value());
+                scan.packet_ids.push(PacketIdChange { session: session.into(), packet_id, fingerprint });
+            }
+        }
+        Err(redb::TableError::TableDoesNotExist(_)) => {}
+        Err(err) => return Err(err.into()),
+    }
     sort(&mut scan);
     Ok(scan)
 }
@@ -188,6 +205,15 @@ pub(super) fn apply(tx: &WriteTransaction, request: &CommitRequest) -> Result<i6
         }
         for void in &request.voids {
             voids.insert(&void.key.to_bytes(), &void_encode(void))?;
+        }
+    }
+    if !request.packet_ids.is_empty() {
+        let mut packet_ids = tx.open_table(PACKET_IDS)?;
+        for PacketIdChange { session, packet_id, fingerprint } in &request.packet_ids {
+            match fingerprint {
+                Some(fingerprint) => drop(packet_ids.insert((&**session, *packet_id), fingerprint)?),
+                None => drop(packet_ids.remove((&**session, *packet_id))?),
+            }
         }
     }
     Ok(change)

@@ -764,3 +764,21 @@ fn one_commit_that_does_not_fit_does_not_fail_its_neighbours() {
     thread.join().expect("closed");
     assert_eq!(failed, [5]);
 }
+
+#[test]
+fn packet_ids_are_kept_with_what_their_messages_became_and_a_file_without_their_table_is_read() {
+    let disk = MemoryDisk::default();
+    let (mut store, opened) = open_disk(&disk);
+    assert!(opened.packet_ids.is_empty(), "a file of an earlier version has no such table");
+    let mut lane = Lane::new(Class::High, 1);
+    let id = |packet_id, fingerprint| PacketIdChange { session: "site/box-high".into(), packet_id, fingerprint };
+    let packet_ids = vec![id(1, Some(10)), id(2, Some(20)), id(2, Some(21)), id(3, Some(30)), id(3, None)];
+    let request = CommitRequest { puts: vec![lane.next_block(100)], packet_ids, ..CommitRequest::default() };
+    store.commit(&request, now(1)).unwrap();
+    drop(store);
+    let (mut store, opened) = open_disk(&disk);
+    assert_eq!((opened.held.len(), opened.packet_ids), (1, vec![id(1, Some(10)), id(2, Some(21))]));
+    store.commit(&CommitRequest { packet_ids: vec![id(1, None), id(9, None)], ..CommitRequest::default() }, now(2)).unwrap();
+    drop(store);
+    assert_eq!(open_disk(&disk).1.packet_ids, [id(2, Some(21))]);
+}

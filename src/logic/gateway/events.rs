@@ -8,7 +8,7 @@ use super::offers::PolicyNews;
 use crate::graph::Concern;
 use crate::health::{OpenReason, PathStats, UplinkState};
 use crate::ids::{BlockKey, Class, VoidReason};
-use crate::ingest::{ConnId, InferJob, Scored};
+use crate::ingest::{BrokerEvent, BrokerIndex, ConnId, InferJob, Scored};
 use crate::lanes::Flow;
 use crate::mqtt::{AuthRefusal, Close, UserIndex};
 use crate::plan::{Placed, Reason};
@@ -38,6 +38,24 @@ pub enum Input<'a> {
     ClientLost {
         /// The client.
         conn: ConnId,
+    },
+    /// Answers [`Output::BrokerConnect`]: from now on the connection is read, written and lost like a client's.
+    BrokerOpened {
+        /// Its number, never used before.
+        conn: ConnId,
+        /// Which client of which broker.
+        broker: BrokerIndex,
+        /// As asked for.
+        generation: u64,
+    },
+    /// Answers [`Output::BrokerConnect`] when the connection could not be made.
+    BrokerFailed {
+        /// Which client of which broker.
+        broker: BrokerIndex,
+        /// As asked for.
+        generation: u64,
+        /// Why.
+        reason: String,
     },
     /// Answers [`Output::Authenticate`].
     Authenticated {
@@ -155,6 +173,18 @@ pub enum Output {
         client_id: String,
         /// Why.
         close: Close,
+    },
+    /// Connect to a broker.
+    BrokerConnect {
+        /// Which client of which.
+        broker: BrokerIndex,
+        /// Number of the connection; answers and acknowledgements of an older one mean nothing.
+        generation: u64,
+    },
+    /// Close the socket to a broker after what was written.
+    BrokerClose {
+        /// The connection.
+        conn: ConnId,
     },
     /// Check a client's credentials.
     Authenticate {
@@ -312,6 +342,13 @@ pub enum Event {
         to: UplinkState,
         /// Why its breaker is not closed.
         reason: Option<OpenReason>,
+    },
+    /// A client of a broker connected, could not, or was refused something.
+    Broker {
+        /// Which client of which.
+        broker: BrokerIndex,
+        /// What.
+        event: BrokerEvent,
     },
     /// A policy is on trial, was kept, taken back or refused.
     Policy(PolicyNews),

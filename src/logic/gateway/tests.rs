@@ -2,6 +2,7 @@
 //!
 //! `WEIR_SEEDS=5000` plays more seeds, `WEIR_SEED=17` plays that one alone.
 
+mod brokers;
 mod client;
 mod cloud;
 mod federation;

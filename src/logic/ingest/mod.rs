@@ -5,8 +5,11 @@
 //! Backpressure needs no queue: a connection is read only when [`Output::Read`] says so, and it says so only
 //! while there is room.
 
+mod arrival;
+mod brokers;
 mod counts;
 mod escalate;
+mod session;
 mod streams;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -15,17 +18,22 @@ use crate::ids::Epoch;
 use crate::lanes::Lanes;
 use crate::mqtt::{
     Ack, AckQueue, AuthRefusal, Close, Connection, Counters, DisconnectReason, Event, Filter, FilterError, FilterTree, Flow,
-    Next, Pause, PubAck, Publish, Route, TopicRouter, UserIndex,
+    Next, Pause, PubAck, TopicRouter, UserIndex,
 };
 use crate::offload::{OffloadPolicy, RemoteVerdict};
 use crate::payload::SparkplugCounters;
 use crate::plan::Plan;
 use crate::policy::Policy;
+use crate::store::PacketIdChange;
 use crate::window::KeepRules;
 
+pub use arrival::Inspected;
+pub use brokers::{BrokerCounters, BrokerEvent, BrokerIndex, BrokerView};
 pub use counts::{EarlyAcks, Fate, FateCounters, IngestCounters, SampleCounts};
 pub use streams::{InferJob, Scored, Verdict};
 
+use arrival::{Arrival, Parts, Sender, Waiting, take_in};
+use brokers::Brokers;
 use streams::Streams;
 
 /// A connection's number, never given twice in one run.
@@ -46,36 +54,6 @@ impl Moment {
     pub fn event_us(&self) -> i64 {
         self.service_us as i64 + self.wall_offset_us.unwrap_or(0)
     }
-}
-
-/// A message that waits for a record it was folded into.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Waiting {
-    conn: ConnId,
-    ticket: u64,
-    since_us: u64,
-}
-
-/// A payload that could not be used.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Rejected {
-    reason: &'static str,
-    detail: String,
-}
-
-/// A message kept for inspection because nothing could be made of it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Inspected {
-    /// When it came.
-    pub at_us: u64,
-    /// Its topic.
-    pub topic: String,
-    /// `unmatched`, `device_refused`, or the word for why it did not decode.
-    pub reason: &'static str,
-    /// What exactly was wrong with its payload, and where; empty if it was not read.
-    pub detail: String,
-    /// The first bytes of its payload.
-    pub payload: Vec<u8>,
 }
 
 /// What the shell is to do.
@@ -110,6 +88,25 @@ pub enum Output {
         username: Option<String>,
         /// Password as sent.
         password: Option<Vec<u8>>,
+    },
+    /// Connect to a broker, and answer with [`Ingest::broker_opened`] or [`Ingest::broker_failed`].
+    BrokerConnect {
+        /// Which client of which.
+        broker: BrokerIndex,
+        /// Number of the connection, which comes back in the answer.
+        generation: u64,
+    },
+    /// Close the socket to a broker after what was written.
+    BrokerClose {
+        /// The connection.
+        conn: ConnId,
+    },
+    /// Something worth telling a person.
+    Broker {
+        /// Which client of which.
+        broker: BrokerIndex,
+        /// What.
+        event: BrokerEvent,
     },
 }
 
@@ -146,6 +143,7 @@ pub struct Ingest {
     surplus_count: usize,
     /// Who holds a client id: the connection that was let in with it last.
     client_ids: BTreeMap<String, (UserIndex, ConnId)>,
+    brokers: Brokers,
     router: TopicRouter,
     streams: Streams,
     outputs: VecDeque<Output>,
@@ -161,21 +159,28 @@ pub struct Ingest {
 const SURPLUS_COUNT_MAX: usize = 32;
 /// How often connections are looked at for timeouts.
 const TICK_US: u64 = 100_000;
-/// Messages kept for inspection, and bytes of each.
-const INSPECTED_COUNT_MAX: usize = 16;
-const INSPECTED_LEN_MAX: usize = 512;
 
 impl Ingest {
-    /// No connections yet. `seed` spreads hash tables.
+    /// No connections yet. `seed` spreads hash tables and retries; `packet_ids` are those of brokers' messages that the buffer
+    /// held.
     ///
     /// # Errors
     /// A topic filter that is malformed.
-    pub fn new(now_us: u64, epoch: Epoch, policy: &Policy, seed: u64) -> Result<Self, RouteError> {
+    pub fn new(
+        now_us: u64,
+        epoch: Epoch,
+        policy: &Policy,
+        seed: u64,
+        packet_ids: &[PacketIdChange],
+    ) -> Result<Self, RouteError> {
         let streams = tree(
             policy.streams.iter().enumerate().flat_map(|(index, stream)| stream.filters.iter().map(move |f| (index as u16, f))),
         )?;
-        let permissions =
+        let mut permissions =
             policy.users.iter().map(|user| tree(user.publish.iter().map(|f| (0, f)))).collect::<Result<Vec<_>, _>>()?;
+        // Whatever a broker sends was subscribed to.
+        let brokers_user = UserIndex(permissions.len() as u16);
+        permissions.push(tree(policy.streams.iter().flat_map(|stream| stream.filters.iter().map(|f| (0, f))))?);
         Ok(Ingest {
             epoch,
             limits: policy.connections,
@@ -183,6 +188,7 @@ impl Ingest {
             clients: BTreeMap::new(),
             surplus_count: 0,
             client_ids: BTreeMap::new(),
+            brokers: Brokers::new(&policy.brokers, brokers_user, now_us, seed, packet_ids),
             router: TopicRouter::new(streams, permissions, policy.router, seed),
             streams: Streams::new(&policy.streams, seed),
             outputs: VecDeque::new(),
@@ -226,24 +232,39 @@ impl Ingest {
         self.clients.len() - self.surplus_count >= self.connections_max
     }
 
+    /// Forgets the packet ids that the buffer held of sessions that there are no more.
+    pub fn forget_strangers(&self, now_us: u64, lanes: &mut Lanes, packet_ids: &[PacketIdChange]) {
+        self.brokers.forget_strangers(now_us, lanes, packet_ids);
+    }
+
     /// The socket ended.
     pub fn lost(&mut self, now: Moment, plan: &Plan, lanes: &mut Lanes, conn: ConnId) {
         if let Some(client) = self.clients.get_mut(&conn) {
             client.conn.lost();
             self.drop_client(now, plan, lanes, conn);
+        } else {
+            self.broker_lost(now.service_us, conn);
         }
     }
 
     /// A read of the socket brought bytes, at most 64 KiB.
     pub fn read(&mut self, now: Moment, plan: &Plan, lanes: &mut Lanes, conn: ConnId, bytes: &[u8]) {
+        if self.brokers.has(conn) {
+            return self.broker_read(now, plan, lanes, conn, bytes);
+        }
         let is_crowded = self.is_crowded();
         let Some(client) = self.clients.get_mut(&conn) else { return };
         let user = client.conn.user();
         let Client { conn: connection, acks, surplus, .. } = client;
         let (has_no_place, mut too_many) = (*surplus && is_crowded, false);
         let client_ids = &self.client_ids;
-        let (router, streams, totals, inspected, outputs) =
-            (&mut self.router, &mut self.streams, &mut self.totals, &mut self.inspected, &mut self.outputs);
+        let outputs = &mut self.outputs;
+        let mut parts = Parts {
+            router: &mut self.router,
+            streams: &mut self.streams,
+            totals: &mut self.totals,
+            inspected: &mut self.inspected,
+        };
         let next = connection.read(now.service_us, bytes, |event| {
             match event {
                 // Only who takes over an older connection of its own needs no place; nobody else costs us a password check.
@@ -255,11 +276,12 @@ impl Ingest {
                 }),
                 Event::Publish(publish) => {
                     let user = user.expect("a connection publishes only once it is let in");
-                    let waiting =
-                        (publish.qos == 1).then(|| Waiting { conn, ticket: acks.next_ticket(), since_us: now.service_us });
-                    let ack = take_in(now, plan, lanes, router, streams, (totals, inspected), user, &publish, waiting);
+                    let (from, ticket) = (Sender::Client(conn), acks.next_ticket());
+                    let waiting = (publish.qos == 1).then_some(Waiting { from, ticket, since_us: now.service_us });
+                    let arrival = Arrival { user, only: None, publish: &publish, waiting };
+                    let ack = take_in(now, plan, lanes, &mut parts, &arrival);
                     if publish.qos == 1 {
-                        acks.push(publish.packet_id, ack);
+                        acks.push(publish.packet_id, ack.unwrap_or(Ack::Now(PubAck::NoStream)));
                     }
                 }
                 Event::Closed(_) => {}
@@ -292,14 +314,19 @@ impl Ingest {
             }
             Next::Pause(_) => client.wants_read = true,
         }
-        self.resolve();
+        self.resolve(now, lanes);
     }
 
     /// Messages whose record has become known get their place in the lane.
-    fn resolve(&mut self) {
+    fn resolve(&mut self, now: Moment, lanes: &mut Lanes) {
         for (waiting, ack) in std::mem::take(&mut self.streams.resolved) {
-            if let Some(client) = self.clients.get_mut(&waiting.conn) {
-                client.acks.resolve(waiting.ticket, ack);
+            match waiting.from {
+                Sender::Client(conn) => {
+                    if let Some(client) = self.clients.get_mut(&conn) {
+                        client.acks.resolve(waiting.ticket, ack);
+                    }
+                }
+                Sender::Broker(at) => self.brokers.resolve(now.service_us, lanes, at, waiting.ticket, ack),
             }
         }
     }
@@ -373,6 +400,7 @@ impl Ingest {
                 self.read(now, plan, lanes, conn, &[]);
             }
         }
+        self.brokers_progressed(now, plan, lanes);
     }
 
     fn note_full(&mut self, lanes: &Lanes) {
@@ -415,14 +443,14 @@ impl Ingest {
         answer: &RemoteVerdict,
     ) -> Option<(u16, bool)> {
         let answered = self.streams.answered(now, plan, lanes, job, answer);
-        self.resolve();
+        self.resolve(now, lanes);
         answered
     }
 
     /// The answer is not waited for any longer; `is_over` if none will come.
     pub(crate) fn not_answered(&mut self, now: Moment, plan: &Plan, lanes: &mut Lanes, job: u64, is_over: bool) {
         self.streams.not_answered(now, plan, lanes, job, is_over);
-        self.resolve();
+        self.resolve(now, lanes);
     }
 
     /// When and how a stream's windows are asked about elsewhere from now on.
@@ -433,7 +461,7 @@ impl Ingest {
     /// A window was scored, or could not be.
     pub fn inferred(&mut self, now: Moment, plan: &Plan, lanes: &mut Lanes, scored: &Scored) {
         self.streams.inferred(now, plan, lanes, scored);
-        self.resolve();
+        self.resolve(now, lanes);
     }
 
     /// Enforces timeouts and closes aggregates of silent devices.
@@ -447,8 +475,9 @@ impl Ingest {
         for conn in ended {
             self.drop_client(now, plan, lanes, conn);
         }
+        self.tick_brokers(now.service_us);
         self.streams.close_aggregates(now, plan, lanes, false);
-        self.resolve();
+        self.resolve(now, lanes);
         self.progressed(now, plan, lanes);
     }
 
@@ -466,7 +495,7 @@ impl Ingest {
     pub fn stop(&mut self, now: Moment, plan: &Plan, lanes: &mut Lanes) {
         self.stopping = true;
         self.streams.close_aggregates(now, plan, lanes, true);
-        self.resolve();
+        self.resolve(now, lanes);
     }
 
     /// Ends all connections.
@@ -477,14 +506,21 @@ impl Ingest {
             }
             self.drop_client(now, plan, lanes, conn);
         }
+        self.disconnect_brokers(now.service_us);
     }
 
     fn drop_client(&mut self, now: Moment, plan: &Plan, lanes: &mut Lanes, conn: ConnId) {
         let Some(mut client) = self.clients.remove(&conn) else { return };
         self.surplus_count -= usize::from(client.surplus);
         if let (Some(will), Some(user)) = (client.conn.take_will(), client.conn.user()) {
-            let (router, streams) = (&mut self.router, &mut self.streams);
-            take_in(now, plan, lanes, router, streams, (&mut self.totals, &mut self.inspected), user, &will.publish(), None);
+            let mut parts = Parts {
+                router: &mut self.router,
+                streams: &mut self.streams,
+                totals: &mut self.totals,
+                inspected: &mut self.inspected,
+            };
+            let arrival = Arrival { user, only: None, publish: &will.publish(), waiting: None };
+            take_in(now, plan, lanes, &mut parts, &arrival);
         }
         self.counters.add(&client.conn.take_counters());
         let client_id = client.conn.client_id().to_owned();
@@ -569,7 +605,8 @@ impl Ingest {
 
     /// For each lane, whether anyone waits for a PUBACK of it; for tests and the status page.
     pub fn unacknowledged(&self) -> usize {
-        self.clients.values().map(|client| client.acks.len()).sum()
+        let to_clients: usize = self.clients.values().map(|client| client.acks.len()).sum();
+        to_clients + self.brokers().map(|broker| broker.in_flight).sum::<usize>()
     }
 }
 
@@ -578,53 +615,6 @@ fn flush(outputs: &mut VecDeque<Output>, conn: ConnId, client: &mut Client) {
     if !bytes.is_empty() {
         outputs.push_back(Output::Write { conn, bytes: std::mem::take(bytes) });
     }
-}
-
-/// Routes a message and hands it to its stream; returns when its sender is to be acknowledged.
-#[expect(clippy::too_many_arguments, reason = "the parts of an Ingest whose connection is borrowed by the caller")]
-fn take_in(
-    now: Moment,
-    plan: &Plan,
-    lanes: &mut Lanes,
-    router: &mut TopicRouter,
-    streams: &mut Streams,
-    (totals, inspected): (&mut IngestCounters, &mut VecDeque<Inspected>),
-    user: UserIndex,
-    publish: &Publish<'_>,
-    waiting: Option<Waiting>,
-) -> Ack {
-    let (reason, detail, ack) = match router.route(user, publish.topic) {
-        Route::Stream { stream, device } => {
-            let key = router.devices().key(device).unwrap_or_default();
-            match streams.message(now, plan, lanes, (stream, device, key), publish, waiting) {
-                Ok(ack) => return ack,
-                Err(Rejected { reason, detail }) => (reason, detail, PubAck::PayloadInvalid),
-            }
-        }
-        Route::Unmatched => {
-            totals.unmatched += 1;
-            ("unmatched", String::new(), PubAck::NoStream)
-        }
-        Route::Denied => {
-            totals.denied += 1;
-            return Ack::Now(PubAck::NotAuthorised);
-        }
-        Route::DeviceRefused { .. } => {
-            totals.devices_refused += 1;
-            ("device_refused", String::new(), PubAck::QuotaExceeded)
-        }
-    };
-    if inspected.len() == INSPECTED_COUNT_MAX {
-        inspected.pop_front();
-    }
-    inspected.push_back(Inspected {
-        at_us: now.service_us,
-        topic: publish.topic.to_owned(),
-        reason,
-        detail,
-        payload: publish.payload[..publish.payload.len().min(INSPECTED_LEN_MAX)].to_vec(),
-    });
-    Ack::Now(ack)
 }
 
 fn tree<'a>(filters: impl Iterator<Item = (u16, &'a String)>) -> Result<FilterTree, RouteError> {

@@ -5,8 +5,9 @@ use std::sync::Arc;
 
 use foldhash::fast::FixedState;
 
+use super::arrival::{Rejected, Waiting};
 use super::escalate::Escalated;
-use super::{EarlyAcks, Fate, FateCounters, Moment, Rejected, SampleCounts, Waiting};
+use super::{EarlyAcks, Fate, FateCounters, Moment, SampleCounts};
 use crate::block::{NewRecord, RecordKind};
 use crate::ids::Class;
 use crate::lanes::Lanes;

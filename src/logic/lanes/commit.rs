@@ -113,6 +113,7 @@ impl Lanes {
             puts: Vec::new(),
             voids: std::mem::take(&mut self.voids_to_write),
             voids_acked: std::mem::take(&mut self.voids_to_forget),
+            packet_ids: self.packet_ids.take(),
         };
         self.tidy_since_us = None;
         let late_us = now_us.saturating_sub(self.ack_times.spill_wait_us());
@@ -125,6 +126,9 @@ impl Lanes {
             if late || lane.writes_at_once(self.uplink_up) {
                 self.write_open_end(now_us, class, &mut request);
                 self.write_blocks(class, &mut request);
+                let lane = &mut self.lanes[class.index()];
+                lane.disk_wanted = false;
+                lane.binding_seq = lane.binding_seq.or(lane.bound_seq.take());
             } else if spill {
                 if self.is_worth_a_block(lane) {
                     self.seal(now_us, class);
@@ -185,6 +189,8 @@ impl Lanes {
             self.commit.state = CommitState::Failed { request, retry_us: now_us + RETRY_US, full };
             return;
         }
+        self.packet_ids.committed();
+        self.lanes.iter_mut().for_each(|lane| lane.binding_seq = None);
         let (epoch, current) = (self.epoch(), self.current());
         for Put { header, fragment, .. } in &request.puts {
             // Blocks of earlier runs are written again when they were thinned.

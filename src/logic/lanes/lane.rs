@@ -105,6 +105,12 @@ pub(super) struct Lane {
     /// Thinned blocks that are to be written in the place of what they were, and their bytes.
     pub(super) rewrites: BTreeSet<Position>,
     pub(super) rewrite_bytes: u64,
+    /// Something in it must be written with the next commit, whatever the mode.
+    pub(super) disk_wanted: bool,
+    /// The first record that must be on disk before it is sent, if its commit has not begun.
+    pub(super) bound_seq: Option<u64>,
+    /// The same, while its commit is under way.
+    pub(super) binding_seq: Option<u64>,
     /// Sequence numbers of this epoch that are safe, evicted or expired.
     pub(super) safe: RangeSet,
     /// Bytes of all blocks, wherever they are.
@@ -168,6 +174,9 @@ impl Lane {
             thin_after_us: 0,
             rewrites: BTreeSet::new(),
             rewrite_bytes: 0,
+            disk_wanted: false,
+            bound_seq: None,
+            binding_seq: None,
             safe: RangeSet::new(),
             bytes: 0,
             memory_bytes: 0,
@@ -208,10 +217,16 @@ impl Lane {
     /// What must be on disk before it counts as safe, given whether an uplink is up.
     pub(super) fn writes_at_once(&self, uplink_up: bool) -> bool {
         match self.policy.durability {
+            _ if self.disk_wanted => true,
             Durability::Disk => true,
             Durability::Through => !uplink_up,
             Durability::Memory => false,
         }
+    }
+
+    /// The first record that must not be sent yet.
+    pub(super) fn unsent_from(&self) -> Option<u64> {
+        self.binding_seq.or(self.bound_seq)
     }
 
     pub(super) fn insert(&mut self, position: Position, block: Block) {

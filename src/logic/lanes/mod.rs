@@ -15,6 +15,7 @@ mod commit;
 mod lane;
 mod locate;
 mod pacer;
+mod packet_ids;
 mod relief;
 mod send;
 #[cfg(test)]
@@ -30,7 +31,7 @@ use bytes::Bytes;
 use crate::block::{BlockHeader, Codec, NewRecord};
 use crate::ids::{BlockKey, Class, Epoch, PerClass, Void, VoidReason};
 use crate::price::{Level, Wait};
-use crate::store::{Held, SeqRange};
+use crate::store::{Held, PacketIdChange, SeqRange};
 use crate::thin::Thinner;
 
 pub use locate::{HeldPlace, Place, Step};
@@ -42,6 +43,7 @@ pub use worth::Acked;
 use commit::{Commit, CommitState};
 use lane::{Block, Disk, Lane, Position, Send, UnderWay};
 use pacer::Pacer;
+use packet_ids::PacketIds;
 use relief::Coarseness;
 
 /// When a record counts as safe.
@@ -174,6 +176,7 @@ pub struct Lanes {
     voids_to_write: Vec<Void>,
     voids_to_forget: Vec<BlockKey>,
     voids_to_send: BTreeSet<BlockKey>,
+    packet_ids: PacketIds,
     ack_times: send::AckTimes,
     /// When late acks last made a transaction.
     spilled_us: u64,
@@ -191,6 +194,8 @@ pub struct Found<'a> {
     pub voids: &'a [Void],
     /// Keys of blocks that cannot be read.
     pub damaged: &'a [BlockKey],
+    /// Packet ids of brokers' messages that were not released.
+    pub packet_ids: &'a [PacketIdChange],
 }
 
 /// How long removals and voids may wait for a transaction that is needed anyway.
@@ -230,7 +235,7 @@ impl Lanes {
         found: Found<'_>,
         thinner: Thinner,
     ) -> Self {
-        let Found { held, voids, damaged } = found;
+        let Found { held, voids, damaged, packet_ids: _ } = found;
         let mut epochs: Vec<Epoch> = Vec::new();
         let mut lanes = Class::ALL.map(|class| Lane::new(class, policies[class.index()]));
         for &Held { header, len } in held {
@@ -282,6 +287,7 @@ impl Lanes {
             voids_to_write: Vec::new(),
             voids_to_forget: Vec::new(),
             voids_to_send: voids.iter().map(|void| void.key).collect(),
+            packet_ids: PacketIds::default(),
             ack_times: send::AckTimes::default(),
             spilled_us: 0,
             schedule: send::Schedule::default(),

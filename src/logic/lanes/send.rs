@@ -298,6 +298,7 @@ impl Lanes {
     fn due_us(&self, flow: Flow, ways: &[Option<PerClass<u64>>], plan: &Plan) -> Option<(u64, u8)> {
         let at = flow.lane.index();
         let lane = &self.lanes[at];
+        let unsent_from = self.unsent_from(flow.lane).filter(|_| !flow.backlog);
         let (len, due_us) = if flow.backlog {
             if let Some((_, block)) = &self.schedule.ready[at] {
                 (block.len() as u64, 0)
@@ -308,7 +309,14 @@ impl Lanes {
                 (first.len.into(), self.schedule.load_after_us[at])
             }
         } else if let Some(position) = lane.live.first() {
-            (lane.blocks[position].len.into(), 0)
+            let block = &lane.blocks[position];
+            if unsent_from.is_some_and(|seq| position.0 == self.current() && block.header.last_seq >= seq) {
+                return None;
+            }
+            (block.len.into(), 0)
+        } else if unsent_from.is_some() {
+            // It is in the open end.
+            return None;
         } else {
             let linger_us = match flow.lane {
                 Class::Critical if lane.under_way.iter().all(|&bytes| bytes == 0) => 0,

@@ -961,3 +961,63 @@ fn blocks_are_small_where_the_uplink_is_slow_and_critical_ones_everywhere() {
     lanes.foresee(SECOND, &[0.0], 3 * SECOND);
     assert_eq!(last_raw_kib(&mut lanes, Class::High), 128, "nothing is known of the uplink");
 }
+
+fn packet_id(fingerprint: Option<u64>) -> PacketIdChange {
+    PacketIdChange { session: "site/box".into(), packet_id: 7, fingerprint }
+}
+
+#[test]
+fn a_record_that_is_bound_to_a_packet_id_is_written_with_it_and_sent_only_then() {
+    let mut lanes = all(Durability::Through);
+    lanes.set_uplink_up(0, true);
+    let disk = BTreeMap::new();
+    push(&mut lanes, 10, Class::High, 100);
+    let seq = push(&mut lanes, 20, Class::High, 100);
+    let change = lanes.bind(20, Class::High, seq, 100, packet_id(Some(5)));
+    push(&mut lanes, 30, Class::Normal, 100);
+    let sent = send(&mut lanes, SECOND / 2, &disk);
+    assert!(sent.iter().all(|(flow, ..)| flow.lane == Class::Normal) && sent.len() == 1, "other lanes do not wait: {sent:?}");
+    let due_us = lanes.deadline_us();
+    assert!(due_us <= 20 + SECOND, "it is written although the uplink is up: {due_us}");
+    let request = lanes.commit(20 + SECOND).expect("it is due");
+    assert_eq!(request.packet_ids, [packet_id(Some(5))]);
+    assert!(request.puts.iter().any(|put| (put.header.key.first_seq..=put.header.last_seq).contains(&seq)), "one transaction");
+    assert!(send(&mut lanes, 2 * SECOND, &disk).is_empty(), "not before it is on disk");
+    assert!(lanes.packet_ids_committed() < change);
+    lanes.committed(2 * SECOND, request.ticket, Ok(()));
+    assert_eq!(lanes.packet_ids_committed(), change);
+    assert_eq!(lanes.safe()[Class::High.index()], seq + 1);
+    assert_eq!(send(&mut lanes, 3 * SECOND, &disk).len(), 1);
+    check(&lanes);
+}
+
+#[test]
+fn while_the_disk_fails_nothing_is_held_back_for_it() {
+    let mut lanes = all(Durability::Through);
+    lanes.set_uplink_up(0, true);
+    let seq = push(&mut lanes, 10, Class::High, 100);
+    let change = lanes.bind(10, Class::High, seq, 100, packet_id(Some(5)));
+    let request = lanes.commit(2 * SECOND).expect("it is due");
+    lanes.committed(2 * SECOND, request.ticket, Err(StoreError::Full));
+    assert_eq!(send(&mut lanes, 2 * SECOND + 20_000, &BTreeMap::new()).len(), 1);
+    let request = lanes.commit(4 * SECOND).expect("it is tried again");
+    assert_eq!(request.packet_ids, [packet_id(Some(5))]);
+    lanes.note_packet_id(4 * SECOND, packet_id(None));
+    lanes.committed(4 * SECOND, request.ticket, Ok(()));
+    assert_eq!(lanes.packet_ids_committed(), change, "what came since is for the next one");
+}
+
+#[test]
+fn what_a_broker_sent_is_written_in_a_lane_that_waits_for_the_cloud_but_not_in_one_that_may_lose_it() {
+    let mut policies = [policy(Durability::Through); 4];
+    policies[Class::Bulk.index()] = policy(Durability::Memory);
+    let mut lanes = lanes(policies);
+    lanes.set_uplink_up(0, true);
+    for class in [Class::Normal, Class::Bulk] {
+        push(&mut lanes, 10, class, 100);
+        lanes.require_disk(10, class, 100);
+    }
+    let request = lanes.commit(2 * SECOND).expect("it is due");
+    assert_eq!(request.puts.iter().map(|put| put.header.key.lane).collect::<Vec<_>>(), [Class::Normal]);
+    assert_eq!(lanes.counters(Class::Normal).spilled, 0, "it was asked for, not late");
+}

@@ -201,7 +201,8 @@ impl Lanes {
     pub(super) fn next_block(&self, now_us: u64, flow: Flow, plan: &Plan) -> Option<Position> {
         let lane = &self.lanes[flow.lane.index()];
         let queue = if flow.backlog { &lane.backlog } else { &lane.live };
-        if !plan.weighs || flow.lane == Class::Critical {
+        // While something must be written first, only what is known to be before that goes: the first.
+        if !plan.weighs || flow.lane == Class::Critical || (!flow.backlog && self.unsent_from(flow.lane).is_some()) {
             return queue.first().copied();
         }
         let urgency = |position: &Position| urgency_of(now_us + self.ahead_us, flow.lane, &lane.blocks[position], plan);

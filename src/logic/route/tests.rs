@@ -35,6 +35,7 @@ fn policy(uplinks: Vec<UplinkPolicy>) -> Policy {
         connections: Default::default(),
         connections_max: 1,
         router: Default::default(),
+        brokers: Vec::new(),
         session: crate::uplink::SessionLimits { ping_us: 1, silence_us: 1, connect_us: 1, backoff_us: (1, 1) },
         uplinks,
         price: Default::default(),

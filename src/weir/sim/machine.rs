@@ -398,6 +398,8 @@ impl<'a> World<'a> {
                     }
                 }
                 Output::ClientWrite { .. } | Output::ClientClose { .. } => {}
+                // Its messages come from no broker.
+                Output::BrokerConnect { .. } | Output::BrokerClose { .. } => {}
                 // Its cloud offers no policies.
                 Output::CheckPolicy { .. } | Output::Offload { .. } | Output::CancelOffload { .. } | Output::Event(_) => {}
             }

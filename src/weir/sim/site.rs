@@ -35,6 +35,7 @@ pub(super) fn policy(link: &Link, workload: &Workload, price: PriceLimits) -> Po
         connections: ConnLimits { inflight_max: u16::MAX, packet_len_max: 2 << 20, ..ConnLimits::default() },
         connections_max: 4,
         router: RouterLimits::default(),
+        brokers: Vec::new(),
         session: SessionLimits {
             ping_us: 1_000_000,
             silence_us: 5_000_000,

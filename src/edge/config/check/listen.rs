@@ -177,18 +177,25 @@ fn check_users(context: &Context<'_>, findings: &mut Findings<'_, '_>) {
 fn check_reach(context: &Context<'_>, findings: &mut Findings<'_, '_>) {
     let config = context.config;
     let anonymous = config.anonymous_user().map(|_| config.mqtt.anonymous_publish.as_slice());
+    let has_brokers = !config.broker.is_empty();
     if config.listen.is_empty() {
-        findings.warn("listen", "there is no listener, so nothing comes in", "add [[listen]]");
+        if !has_brokers {
+            findings.warn("listen", "there is no listener and no broker, so nothing comes in", "add [[listen]] or [[broker]]");
+        }
         return;
     }
     if config.user.is_empty() && anonymous.is_none() {
+        if has_brokers {
+            return;
+        }
         let hint = "add [[user]], or `allow_anonymous = true` to a listener on loopback";
         findings.warn("user", "there is no user and no listener lets anonymous clients in, so nobody can publish", hint);
         return;
     }
     let meets = |publish: &[String], topics: &[String]| publish.iter().any(|a| topics.iter().any(|b| overlaps(a, b)));
     for (at, stream) in config.stream.iter().enumerate() {
-        let named = config.user.iter().any(|user| meets(&user.publish, &stream.topics));
+        let named = config.user.iter().any(|user| meets(&user.publish, &stream.topics))
+            || config.broker.iter().any(|broker| broker.takes(stream));
         if !named && !anonymous.is_some_and(|publish| meets(publish, &stream.topics)) && !stream.topics.is_empty() {
             let message = format!("no user may publish to stream `{}`", stream.name);
             findings.warn(&format!("stream[{at}].topics"), message, "add its topics to the `publish` of a user");

@@ -3,6 +3,7 @@
 //! A mistake is what cannot work or cannot have been meant; a warning is what works but surprises. Everything is
 //! reported in one pass, so that a file is mended in one go.
 
+mod broker;
 mod buffer;
 mod listen;
 mod process;
@@ -14,6 +15,8 @@ use std::ops::RangeInclusive;
 use std::path::Path;
 
 use weir_host::config::Checker;
+
+pub(crate) use broker::PASSWORD_LEN_MAX;
 
 use super::catalogue::{self, Choice};
 use super::finding::Findings;
@@ -41,6 +44,7 @@ pub(super) fn check(config: &Config, checker: &mut Checker<'_>, file: &str, fold
     let mut findings = Findings::new(checker, file);
     process::check(&context, &mut findings);
     listen::check(&context, &mut findings);
+    broker::check(&context, &mut findings);
     // What tasks come to is checked as if it had been written.
     let chosen = catalogue::choose(config, folder, files, &mut findings);
     let mut with_choices = config.clone();

@@ -24,6 +24,9 @@ fn the_examples_in_the_shipped_file_work_and_show_what_is_optional() {
     assert!(stream.window.is_some() && stream.keep.is_some() && stream.model.is_some());
     assert!(config.stream[1].aggregate.is_some() && stream.value.is_some() && config.uplink[0].rate.is_some());
     assert!(config.listen[0].tls.as_ref().is_some_and(|tls| tls.client_ca.is_some()));
+    let broker = &config.broker[0];
+    assert!(broker.tls.as_ref().is_some_and(|tls| tls.cert.is_some() && tls.server_name.is_some()));
+    assert!(broker.username.is_some() && broker.password_file.is_some() && broker.client_id.is_some());
     assert!(config.user[0].password_hash.is_some() && config.user[0].certificate_cn.is_some());
     assert!(config.uplink[0].server_name.is_some() && config.uplink[0].bind.is_some() && config.uplink[0].interface.is_some());
     let uplink = &config.uplink[0];
@@ -76,6 +79,7 @@ fn the_shipped_file_has_every_key_there_is() {
         "[gateway]",
         "[[listen]]",
         "[mqtt]",
+        "[[broker]]",
         "[[user]]",
         "[[stream]]",
         "[[model]]",

@@ -436,3 +436,34 @@ fn offload_that_cannot_work_is_refused_at_its_line() {
     let offload = policy.streams[0].offload.as_ref().expect("it was asked for");
     assert_eq!((offload.deadline_us, offload.window.length(), offload.band.1), (500_000, 4, f32::INFINITY));
 }
+
+#[test]
+fn brokers_that_cannot_be_meant_are_refused() {
+    const STREAM: &str = "[[stream]]\nname = \"s\"\ntopics = [\"a\"]\n";
+    let wrong = |keys: &str, line: usize, message: &str, hint: &str| {
+        assert_refused_text(&format!("{STREAM}[[broker]]\nname = \"b\"\n{keys}"), line, message, hint);
+    };
+    wrong("", 4, "`` is not a host and a port", "address = ");
+    wrong("address = \"10.0.0.1\"", 6, "`10.0.0.1` is not a host and a port", "address = ");
+    wrong("address = \"10.0.0.1:1883\"", 6, "would go to 10.0.0.1 in clear", "`insecure = true`");
+    let local = "address = \"127.0.0.1:1883\"\n";
+    for (keys, message, hint) in [
+        ("version = \"3.1\"", "unknown value `3.1`", "3.1.1"),
+        ("qos = 3", "3 is not within 0 to 2", "these three"),
+        ("inflight_max = 0", "0 is not within 1 to 65535", "packet ids"),
+        ("keep_alive = \"1s\"", "1s is not within 5s to 1h", "30s is enough"),
+        ("backoff_max = \"1h\"", "1h is not within 100ms to 10m", "30s is enough"),
+        ("session_expiry = \"1s\"", "1s is not within 1m to 365d", "ever away"),
+        ("client_id = \"a/b\"", "a client id begins with 1 to 48 bytes", "the class is added"),
+        ("streams = [\"t\"]", "there is no stream `t`", "[[stream]]"),
+        ("durability = \"through\"", "unknown value `through`", "disk"),
+        ("tls = { ca = \"\" }", "the authority has no path", "PEM"),
+        ("tls = { ca = \"ca.crt\", cert = \"c.crt\" }", "`cert` and `key` belong together", "both, or neither"),
+        ("version = \"3.1.1\"\npassword_file = \"p\"", "no password without a user name", "add username"),
+    ] {
+        let line = if keys.contains('\n') { 8 } else { 7 };
+        wrong(&format!("{local}{keys}"), line, message, hint);
+    }
+    let twice = format!("{STREAM}[[broker]]\nname = \"a\"\n{local}[[broker]]\nname = \"b\"\n{local}");
+    assert_refused_text(&twice, 7, "the same client ids", "a client_id of its own");
+}

@@ -295,6 +295,7 @@ impl Scenario {
             connections: ConnLimits { inflight_max: self.inflight_max, ..ConnLimits::default() },
             connections_max: 64,
             router: RouterLimits::default(),
+            brokers: Vec::new(),
             session: SessionLimits {
                 ping_us: 1_000_000,
                 silence_us: 5_000_000,

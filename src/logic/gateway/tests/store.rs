@@ -1,6 +1,7 @@
 //! The buffer on disk: what is committed, and nothing else, survives.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use bytes::Bytes;
 
@@ -8,7 +9,7 @@ use super::{ids_of, thinned_in};
 use crate::block::Codec;
 use crate::ids::{BlockKey, Class, Epoch, Void};
 use crate::ranges::RangeSet;
-use crate::store::{CommitRequest, Held, Put, StoreError};
+use crate::store::{CommitRequest, Held, PacketIdChange, Put, StoreError};
 
 #[derive(Default)]
 pub(super) struct Store {
@@ -16,6 +17,7 @@ pub(super) struct Store {
     tables: [BTreeMap<BlockKey, (Put, Vec<u64>)>; 2],
     pub(super) voids: BTreeMap<BlockKey, Void>,
     ids: BTreeMap<u64, u32>,
+    packet_ids: BTreeMap<(Arc<str>, u16), u64>,
     /// Order of runs.
     pub(super) epochs: Vec<Epoch>,
     pub(super) bytes: u64,
@@ -65,6 +67,12 @@ impl Store {
         for void in &request.voids {
             self.voids.insert(void.key, *void);
         }
+        for PacketIdChange { session, packet_id, fingerprint } in &request.packet_ids {
+            match fingerprint {
+                Some(fingerprint) => drop(self.packet_ids.insert((session.clone(), *packet_id), *fingerprint)),
+                None => drop(self.packet_ids.remove(&(session.clone(), *packet_id))),
+            }
+        }
         self.commits += 1;
         Ok(())
     }
@@ -86,6 +94,20 @@ impl Store {
 
     pub(super) fn load(&self, key: BlockKey) -> Option<Bytes> {
         self.tables.iter().find_map(|table| table.get(&key)).map(|(put, _)| put.block.clone())
+    }
+
+    pub(super) fn packet_ids(&self) -> Vec<PacketIdChange> {
+        let change = |((session, packet_id), fingerprint): (&(Arc<str>, u16), &u64)| PacketIdChange {
+            session: session.clone(),
+            packet_id: *packet_id,
+            fingerprint: Some(*fingerprint),
+        };
+        self.packet_ids.iter().map(change).collect()
+    }
+
+    /// How often each message is stored.
+    pub(super) fn copies(&self) -> &BTreeMap<u64, u32> {
+        &self.ids
     }
 
     pub(super) fn has_id(&self, id: u64) -> bool {

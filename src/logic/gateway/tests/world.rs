@@ -388,7 +388,7 @@ impl World {
         self.store.epochs.push(self.epoch);
         let held = self.store.held();
         let voids: Vec<_> = self.store.voids.values().copied().collect();
-        let found = Found { held: &held, voids: &voids, damaged: &[] };
+        let found = Found { held: &held, voids: &voids, ..Found::default() };
         let start = Start {
             epoch: self.epoch,
             seed: self.epoch.0,
@@ -513,6 +513,7 @@ impl World {
                         self.abandon(session);
                     }
                 }
+                Output::BrokerConnect { .. } | Output::BrokerClose { .. } => panic!("there is no broker here"),
                 Output::CheckPolicy { version, .. } => self.checks.push(version),
                 Output::Offload { uplink, id, .. } => {
                     assert!(self.links[usize::from(uplink)].session.is_some(), "a request needs a connection");
