@@ -3,6 +3,7 @@
 
 mod access;
 mod answers;
+mod broker;
 mod cascade;
 mod conservation;
 mod demo;

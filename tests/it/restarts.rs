@@ -313,7 +313,8 @@ fn qos_0_is_delivered_and_counted_while_all_is_well() {
 
 #[test]
 fn what_a_full_lane_gives_up_is_told_and_nothing_else_is_gone() {
-    let caps = "[lane.normal]\ndurability = \"disk\"\ncap = \"256KiB\"\noverflow = \"evict\"\n[lane.high]\ndurability = \"disk\"\n";
+    let caps =
+        "[lane.normal]\ndurability = \"disk\"\ncap = \"256KiB\"\noverflow = \"evict\"\n[lane.high]\ndurability = \"disk\"\n";
     let mut plan = Plan::new("disk", "");
     plan.tables = format!("{MIXED_STREAMS}\n{caps}");
     plan.buffer = "block_target = \"16KiB\"".to_owned();

@@ -62,6 +62,16 @@ pub enum Packet {
         /// 0 with version 3.1.1.
         reason: u8,
     },
+    /// First answer to PUBLISH of QoS 2.
+    PubRec {
+        /// Packet id.
+        id: u16,
+    },
+    /// Last answer to PUBLISH of QoS 2.
+    PubComp {
+        /// Packet id.
+        id: u16,
+    },
     /// The server ends the connection (version 5).
     Disconnect {
         /// Why.
@@ -139,7 +149,7 @@ impl Client {
         Ok(Client { stream, version: login.version, received: Vec::new() })
     }
 
-    /// Publishes; `id` counts for QoS 1 only.
+    /// Publishes; `id` counts for QoS 1 and 2.
     ///
     /// # Errors
     /// The connection has ended.
@@ -154,6 +164,14 @@ impl Client {
         }
         body.extend(payload);
         self.send(&packet(0x30 | u8::from(dup) << 3 | qos << 1, &body))
+    }
+
+    /// Releases a packet id of QoS 2.
+    ///
+    /// # Errors
+    /// The connection has ended.
+    pub fn release(&mut self, id: u16) -> io::Result<()> {
+        self.send(&packet(0x62, &id.to_be_bytes()))
     }
 
     /// Sends bytes as they are.
@@ -209,6 +227,8 @@ impl Client {
             (4, [high, low, rest @ ..]) => {
                 Packet::PubAck { id: u16::from_be_bytes([*high, *low]), reason: rest.first().copied().unwrap_or(0) }
             }
+            (5, [high, low, ..]) => Packet::PubRec { id: u16::from_be_bytes([*high, *low]) },
+            (7, [high, low, ..]) => Packet::PubComp { id: u16::from_be_bytes([*high, *low]) },
             (14, rest) => Packet::Disconnect { reason: rest.first().copied().unwrap_or(0) },
             _ => Packet::Other(first),
         };

@@ -1,5 +1,6 @@
 //! What the tests are made of.
 
+pub mod broker;
 pub mod client;
 pub mod netns;
 pub mod oracle;

@@ -219,7 +219,7 @@ impl State {
         for &(id, at) in &self.in_flight {
             let sent = &mut self.report.sent[at];
             sent.sends += 1;
-            client.publish(&sent.message.topic, &sent.message.payload, 1, id, true)?;
+            client.publish(&sent.message.topic, &sent.message.payload, sent.message.qos, id, true)?;
         }
         Ok(())
     }
@@ -239,7 +239,7 @@ impl State {
         let (at, id) = (self.report.sent.len(), self.next_id);
         // What is written to a broken connection counts as sent: nobody knows how far it came.
         let outcome = client.publish(&message.topic, &message.payload, message.qos, id, false);
-        if message.qos == 1 {
+        if message.qos > 0 {
             self.in_flight.push_back((id, at));
             self.next_id = self.next_id.checked_add(1).unwrap_or(1);
         }
@@ -249,19 +249,13 @@ impl State {
     }
 
     fn take_acks(&mut self) -> io::Result<()> {
-        let Some(client) = &mut self.client else { return Ok(()) };
         let mut limit = READ_LIMIT;
-        while let Some(packet) = client.read(limit)? {
+        while let Some(client) = &mut self.client {
+            let Some(packet) = client.read(limit)? else { return Ok(()) };
             match packet {
-                Packet::PubAck { id, reason } => match self.in_flight.iter().position(|&(own, _)| own == id) {
-                    Some(at) => {
-                        self.report.out_of_order += u64::from(at > 0);
-                        let (_, nth) = self.in_flight.remove(at).expect("its position was just found");
-                        self.report.sent[nth].acked = Some((Instant::now(), reason));
-                        self.shared.acked.fetch_add(1, Relaxed);
-                    }
-                    None => self.report.unknown_acks += 1,
-                },
+                Packet::PubRec { id } => client.release(id)?,
+                Packet::PubComp { id } => self.take_ack(id, 0),
+                Packet::PubAck { id, reason } => self.take_ack(id, reason),
                 Packet::Disconnect { .. } => return Err(ErrorKind::ConnectionAborted.into()),
                 Packet::ConnAck { .. } | Packet::Other(_) => {
                     return Err(io::Error::new(ErrorKind::InvalidData, format!("{packet:?} was not expected")));
@@ -270,5 +264,16 @@ impl State {
             limit = Duration::from_millis(1);
         }
         Ok(())
+    }
+    fn take_ack(&mut self, id: u16, reason: u8) {
+        match self.in_flight.iter().position(|&(own, _)| own == id) {
+            Some(at) => {
+                self.report.out_of_order += u64::from(at > 0);
+                let (_, nth) = self.in_flight.remove(at).expect("its position was just found");
+                self.report.sent[nth].acked = Some((Instant::now(), reason));
+                self.shared.acked.fetch_add(1, Relaxed);
+            }
+            None => self.report.unknown_acks += 1,
+        }
     }
 }

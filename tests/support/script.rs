@@ -27,7 +27,7 @@ pub struct Message {
     pub topic: String,
     /// Unique over all messages of a test.
     pub payload: Vec<u8>,
-    /// 0 or 1.
+    /// 0 to 2; the box itself takes no QoS 2.
     pub qos: u8,
     /// The stream that takes it.
     pub stream: &'static str,
