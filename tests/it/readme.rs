@@ -128,7 +128,7 @@ fn the_line_that_compares_policies_works_and_the_price_comes_out_ahead() {
     std::fs::create_dir(dir.path().join("bin")).expect("there is room");
     symlink(std::fs::canonicalize(crate::tool()).expect("it is built"), dir.path().join("bin/weir")).expect("there is room");
     let line = block("weir sim").lines().next().expect("a line").replace("lte-driving", "3g");
-    let (code, stdout, stderr) = process::run(shell(dir.path(), &line), Duration::from_secs(120));
+    let (code, stdout, stderr) = process::run(shell(dir.path(), &line), Duration::from_secs(300));
     assert_eq!(code, Some(0), "{line}: {stderr}");
     let text = std::fs::read_to_string(dir.path().join("sim.json")).expect("it writes its figures");
     let figures: serde_json::Value = serde_json::from_str(&text).expect("they are JSON");
