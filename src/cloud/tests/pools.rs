@@ -113,11 +113,16 @@ async fn a_pool_is_shared_evenly_by_two_hundred_gateways_that_all_want_more_of_i
         config.pool = vec![pool("large", &["site-*"])];
     })
     .await;
-    let total = Arc::new(AtomicUsize::new(0));
-    let mut asking = JoinSet::new();
+    let mut gateways = Vec::new();
     for (at, name) in names.iter().enumerate() {
         let mut gateway = rig.gateway(name).await;
         gateway.hello(1 + at as u64, &[]).await.unwrap();
+        gateways.push(gateway);
+    }
+    // Nobody asks before all can.
+    let total = Arc::new(AtomicUsize::new(0));
+    let mut asking = JoinSet::new();
+    for (at, gateway) in gateways.into_iter().enumerate() {
         let total = total.clone();
         // The greediest has eight times as many under way as the humblest.
         asking.spawn(async move {
