@@ -7,9 +7,8 @@ use std::collections::BTreeMap;
 use std::str::FromStr;
 use std::sync::Arc;
 
-use prost::Message as _;
 use weir_logic::graph::{
-    Advice, CauseLimits, Causes, EdgeIndex, EdgeState, Estimate, Federation, FederationLimits, MergeError, Merged, NeedFull,
+    Adviser, CauseLimits, Causes, EdgeIndex, EdgeState, Estimate, Federation, FederationLimits, MergeError, Merged, NeedFull,
     NodeKey, NodeKind, Owner, Part, Peer, Publisher, PublisherLimits, Quantity, Snapshot, Subgraph, SubgraphError,
     TalkerLimits, Talkers,
 };
@@ -19,8 +18,6 @@ use weir_logic::wire::{AdviceBytes, Body};
 use crate::pools::PoolStatus;
 use crate::status::{CauseStatus, GraphStatus};
 
-/// Advice that stays the same is repeated so often, so that it does not fade.
-const ADVICE_REPEAT_US: u64 = 20_000_000;
 /// Gateways whose parts are shown at once: the JSON of so many has about 30 MB and takes a tenth of a second to write.
 const SHOWN_OWNERS_MAX: usize = 5_000;
 
@@ -67,8 +64,7 @@ pub(crate) struct GlobalGraph {
     causes: Causes,
     talkers: Talkers,
     own: Own,
-    /// By gateway: what it was told last, and when.
-    advised: BTreeMap<Arc<str>, (Vec<u8>, u64)>,
+    adviser: Adviser,
     refused: u64,
 }
 
@@ -106,7 +102,7 @@ impl GlobalGraph {
             causes: Causes::new(CauseLimits::default()),
             talkers: Talkers::new(0, TalkerLimits::default()),
             own: Own { owner, graph, sink, pools: edges, publisher, peer: Peer::default() },
-            advised: BTreeMap::new(),
+            adviser: Adviser::default(),
             refused: 0,
         })
     }
@@ -163,9 +159,7 @@ impl GlobalGraph {
             tracing::warn!(%err, "our own part of the health graph is refused");
         }
         if self.federation.expire(now_us) > 0 {
-            let federation = &self.federation;
-            let is_known = |gateway: &str| Owner::gateway(gateway).is_ok_and(|owner| federation.stamp(&owner).is_some());
-            self.advised.retain(|gateway, _| is_known(gateway));
+            self.adviser.forget_unknown(&self.federation);
         }
         self.causes.judge(now_us, &self.federation);
     }
@@ -173,28 +167,8 @@ impl GlobalGraph {
     /// What to tell a gateway now: what is new, what must not fade, or nothing.
     pub(crate) fn advice(&mut self, now_us: u64, gateway: &Arc<str>) -> Option<Body> {
         let owner = Owner::gateway(gateway).ok()?;
-        let part = self.federation.part(&owner)?;
-        let advice = Advice::new(now_us, self.causes.concerning(&self.federation, part));
-        let before = self.advised.get(gateway);
-        let is_news = match before {
-            None => !advice.items.is_empty(),
-            Some((said, at_us)) => {
-                let said = Advice::decode(&**said).unwrap_or_default();
-                let is_same = said.items.len() == advice.items.len()
-                    && said.items.iter().zip(&advice.items).all(|(a, b)| (&a.node, a.trouble) == (&b.node, b.trouble));
-                !is_same || (!advice.items.is_empty() && now_us >= at_us.saturating_add(ADVICE_REPEAT_US))
-            }
-        };
-        if !is_news {
-            return None;
-        }
-        let bytes = advice.encode_to_vec();
-        if advice.items.is_empty() {
-            self.advised.remove(gateway);
-        } else {
-            self.advised.insert(gateway.clone(), (bytes.clone(), now_us));
-        }
-        Some(Body::Advice(AdviceBytes { advice: bytes.into() }))
+        let advice = self.adviser.news(now_us, &self.federation, &self.causes, &owner)?;
+        Some(Body::Advice(AdviceBytes { advice: advice.into() }))
     }
 
     /// A snapshot of all of it, or of what is to be shown.

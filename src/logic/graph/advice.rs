@@ -7,8 +7,9 @@ use std::collections::BTreeMap;
 
 use prost::Message;
 
-use super::cause::{Cause, Trouble};
-use super::node::NodeKey;
+use super::cause::{Cause, Causes, Trouble};
+use super::federation::Federation;
+use super::node::{NodeKey, Owner};
 use crate::health::{Confidence, EVIDENCE_HALF_LIFE_US};
 
 /// The part of the common causes that concerns one box; replaces what was said before. Empty: all is well.
@@ -63,6 +64,43 @@ impl Advice {
             age_s: u32::try_from(now_us.saturating_sub(cause.seen_us) / 1_000_000).unwrap_or(u32::MAX),
         });
         Advice { items: items.collect() }
+    }
+}
+
+/// What each box was told last, so that it hears what is new, and again what must not fade.
+#[derive(Debug, Clone, Default)]
+pub struct Adviser {
+    told: BTreeMap<Owner, (Advice, u64)>,
+}
+
+impl Adviser {
+    /// What to tell a box now, encoded; `None` if it has heard all there is to say.
+    pub fn news(&mut self, now_us: u64, federation: &Federation, causes: &Causes, owner: &Owner) -> Option<Vec<u8>> {
+        let part = federation.part(owner)?;
+        let advice = Advice::new(now_us, causes.concerning(federation, part));
+        let is_news = match self.told.get(owner) {
+            None => !advice.items.is_empty(),
+            Some((said, at_us)) => {
+                let is_same = said.items.len() == advice.items.len()
+                    && said.items.iter().zip(&advice.items).all(|(a, b)| (&a.node, a.trouble) == (&b.node, b.trouble));
+                !is_same || (!advice.items.is_empty() && now_us >= at_us.saturating_add(ADVICE_REPEAT_US))
+            }
+        };
+        if !is_news {
+            return None;
+        }
+        let bytes = advice.encode_to_vec();
+        if advice.items.is_empty() {
+            self.told.remove(owner);
+        } else {
+            self.told.insert(owner.clone(), (advice, now_us));
+        }
+        Some(bytes)
+    }
+
+    /// Forgets the boxes that the graph has forgotten.
+    pub fn forget_unknown(&mut self, federation: &Federation) {
+        self.told.retain(|owner, _| federation.stamp(owner).is_some());
     }
 }
 
@@ -175,5 +213,7 @@ impl Concern {
     }
 }
 
+/// Advice that stays the same is repeated so often, so that it does not fade.
+const ADVICE_REPEAT_US: u64 = 20_000_000;
 /// What is less certain than this is no reason to do anything.
 const CONFIDENCE_MIN: f64 = 0.1;

@@ -3,7 +3,7 @@
 //! A box sees its own uplinks and no further; whether the modem, the mast or the machine in the cloud is to blame it cannot
 //! know. All boxes together can. So each owner publishes its own part ([`Subgraph`], through a [`Publisher`]), whoever wants
 //! merges all of them ([`Federation`]), and the cloud finds what they have in common ([`Causes`]) and tells the boxes
-//! ([`Advice`], heard by [`Neighbours`]). People ask a [`View`] of a [`Snapshot`].
+//! ([`Advice`] by an [`Adviser`], heard by [`Neighbours`]). People ask a [`View`] of a [`Snapshot`].
 //!
 //! The rules:
 //! - Every owner is the only writer of its part, and its certificate says who it is. The highest [`Stamp`] wins.
@@ -14,7 +14,7 @@
 //! - An estimate that stays the same is no news, but must not grow old: see `cell.rs`.
 //! - A reflashed box counts from nought again: see `publish.rs`.
 
-pub use advice::{ADVICE_ITEMS_MAX, ADVICE_LEN_MAX, Advice, AdviceError, AdviceItem, Concern, Neighbours};
+pub use advice::{ADVICE_ITEMS_MAX, ADVICE_LEN_MAX, Advice, AdviceError, AdviceItem, Adviser, Concern, Neighbours};
 pub use ask::{
     Bottleneck, Bottlenecks, Changes, Constraints, CutEdge, EdgeId, Hop, Impact, Path, Rejected, Route, StateChange, Target,
     ValueChange, WeakPoint, WeakPoints, WorseStream, changes,
