@@ -26,7 +26,9 @@ pub struct MonthBudget {
     /// Part of the month that has passed, in `[0, 1]`, as of the last trusted time.
     elapsed: f64,
     price: Option<f64>,
-    adjusted_us: u64,
+    /// Unix time in microseconds, as last trusted, and when the price was last looked at.
+    unix_us: i64,
+    adjusted_unix_us: Option<i64>,
     counters: BudgetCounters,
 }
 
@@ -63,14 +65,15 @@ pub struct Allowance {
 
 impl MonthBudget {
     /// A budget of so many bytes a month, going on from what was saved.
-    pub fn new(now_us: u64, limit_bytes: u64, saved: BudgetLevel) -> MonthBudget {
+    pub fn new(limit_bytes: u64, saved: BudgetLevel) -> MonthBudget {
         MonthBudget {
             limit_bytes,
             spent_bytes: saved.spent_bytes,
             month: saved.month,
             elapsed: 0.0,
             price: saved.price.filter(|price| price.is_finite() && *price > 0.0),
-            adjusted_us: now_us,
+            unix_us: 0,
+            adjusted_unix_us: None,
             counters: BudgetCounters::default(),
         }
     }
@@ -90,7 +93,10 @@ impl MonthBudget {
 
     /// The wall clock, in microseconds of Unix time; `None` while it is not trusted, which freezes the month.
     pub fn clock(&mut self, unix_us: Option<i64>) {
-        let Some((month, elapsed)) = unix_us.and_then(month_of) else { return };
+        let Some((unix_us, (month, elapsed))) = unix_us.and_then(|us| Some((us, month_of(us)?))) else { return };
+        // A price that was never looked at moves an hour from now.
+        self.adjusted_unix_us.get_or_insert(unix_us);
+        self.unix_us = self.unix_us.max(unix_us);
         match self.month {
             // A clock that went back, even over the end of a month, grants nothing.
             Some(known) if month < known => {}
@@ -103,15 +109,18 @@ impl MonthBudget {
     }
 
     /// Moves the price of a paid byte by what was spent; `lambda` is the price of a byte over the free uplinks, where it starts.
-    pub fn adjust(&mut self, now_us: u64, lambda: f64) {
+    ///
+    /// It moves with the calendar, as the month does, and stands still with it.
+    pub fn adjust(&mut self, lambda: f64) {
         if self.price.is_none() && lambda > 0.0 {
             self.price = Some(lambda);
         }
-        let passed_us = now_us.saturating_sub(self.adjusted_us);
+        let Some(adjusted_unix_us) = self.adjusted_unix_us else { return };
+        let passed_us = self.unix_us.saturating_sub(adjusted_unix_us);
         if passed_us < ADJUST_US || self.elapsed <= 0.0 {
             return;
         }
-        self.adjusted_us = now_us;
+        self.adjusted_unix_us = Some(self.unix_us);
         let planned = self.limit_bytes as f64 * (1.0 - RESERVE) * self.elapsed;
         let off = (self.spent_bytes as f64 / planned.max(1.0) - 1.0).clamp(-1.0, 1.0);
         let hours = (passed_us as f64 / ADJUST_US as f64).min(24.0);
@@ -199,7 +208,7 @@ const DAY_US: u64 = 86_400_000_000;
 /// A clock beyond it is wrong.
 const YEAR_MAX: u32 = 2500;
 /// How often the price moves: an hour, because it is the dual of a month's budget and not of a second's.
-const ADJUST_US: u64 = 3_600_000_000;
+const ADJUST_US: i64 = 3_600_000_000;
 /// 2 % an hour: a price that is wrong by half is mended within two days.
 const GAIN_PER_HOUR: f64 = 0.02;
 const PRICE_MIN: f64 = 1e-12;
@@ -216,7 +225,7 @@ mod tests {
     const DAY: i64 = DAY_US as i64;
 
     fn budget() -> MonthBudget {
-        let mut budget = MonthBudget::new(0, 1_000_000, BudgetLevel::default());
+        let mut budget = MonthBudget::new(1_000_000, BudgetLevel::default());
         budget.clock(Some(NOVEMBER_US));
         budget
     }
@@ -252,7 +261,7 @@ mod tests {
         let before = budget.allowance();
         budget.clock(None);
         assert_eq!(budget.allowance(), before);
-        let mut fresh = MonthBudget::new(0, 1_000, BudgetLevel { month: Some(682), spent_bytes: 900, price: None });
+        let mut fresh = MonthBudget::new(1_000, BudgetLevel { month: Some(682), spent_bytes: 900, price: None });
         fresh.clock(None);
         assert_eq!(fresh.allowance(), Allowance { critical_bytes: 100, others_bytes: 0 });
     }
@@ -260,15 +269,18 @@ mod tests {
     #[test]
     fn a_paid_byte_grows_dearer_when_too_much_was_spent_and_cheaper_when_too_little() {
         let mut budget = budget();
-        budget.adjust(0, 2.0);
+        budget.adjust(2.0);
         assert_eq!(budget.price(), Some(2.0));
-        budget.clock(Some(NOVEMBER_US + 3 * DAY));
         budget.spend(400_000);
-        budget.adjust(ADJUST_US, 5.0);
+        budget.clock(Some(NOVEMBER_US + ADJUST_US));
+        budget.adjust(5.0);
         let dearer = budget.price().expect("a price");
         assert!(dearer > 2.0 && dearer < 2.1, "{dearer}");
+        budget.clock(None);
+        budget.adjust(5.0);
+        assert_eq!(budget.price(), Some(dearer), "without a trusted clock it stands still");
         budget.clock(Some(NOVEMBER_US + 28 * DAY));
-        budget.adjust(2 * ADJUST_US, 5.0);
+        budget.adjust(5.0);
         assert!(budget.price().expect("a price") < dearer);
     }
 

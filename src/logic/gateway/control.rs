@@ -77,7 +77,7 @@ impl Gateway {
         let wall_us = now.wall_offset_us.map(|offset_us| offset_us.saturating_add_unsigned(now_us));
         for budget in self.ways.iter_mut().filter_map(|way| way.budget.as_mut()) {
             budget.clock(wall_us);
-            budget.adjust(now_us, self.control.price.lambda);
+            budget.adjust(self.control.price.lambda);
         }
         for way in &mut self.ways {
             way.pressure.tick(now_us);

@@ -297,7 +297,7 @@ impl Gateway {
         for (at, (uplink, now)) in next.uplinks.iter_mut().zip(&self.policy.uplinks).enumerate() {
             uplink.ingest.clone_from(&now.ingest);
             self.health[at].set_metered(now_us, uplink.meter.is_some() && uplink.stands_in_for.is_none());
-            self.ways[at].set_month(now_us, uplink);
+            self.ways[at].set_month(uplink);
         }
         self.offloads.set_limits(next.offload);
         let before = std::mem::replace(&mut self.policy, next);

@@ -55,7 +55,7 @@ struct Trial {
 impl Way {
     fn new(now_us: u64, month_bytes: Option<u64>, saved: BudgetLevel, seed: u64) -> Way {
         Way {
-            budget: month_bytes.map(|bytes| MonthBudget::new(now_us, bytes, saved)),
+            budget: month_bytes.map(|bytes| MonthBudget::new(bytes, saved)),
             saved,
             path: PathStats::default(),
             unwell_since_us: Some(now_us),
@@ -68,10 +68,10 @@ impl Way {
     }
 
     /// Another policy may allow another month; what was used of the present one stays used.
-    pub(super) fn set_month(&mut self, now_us: u64, of: &UplinkPolicy) {
+    pub(super) fn set_month(&mut self, of: &UplinkPolicy) {
         match (&mut self.budget, month_bytes(of)) {
             (Some(budget), Some(bytes)) => budget.set_limit(bytes),
-            (None, Some(bytes)) => self.budget = Some(MonthBudget::new(now_us, bytes, self.saved)),
+            (None, Some(bytes)) => self.budget = Some(MonthBudget::new(bytes, self.saved)),
             (budget, None) => self.saved = budget.take().map_or(self.saved, |budget| budget.level()),
         }
     }
