@@ -53,31 +53,15 @@ pub struct Run {
 
 /// Runs the gateway over a link with these arrivals.
 pub fn run(link: &Link, workload: &Workload, arrivals: &Arrivals, price: PriceLimits, seed: u64) -> Run {
-    let mut score = Score {
-        workload,
-        arrivals: &arrivals.records,
-        at: 0,
-        records: Default::default(),
-        codec: Codec::default(),
-        run: Run::default(),
-    };
+    let mut score = Score::new(workload, &arrivals.records);
     // A sensor whose records are larger has more channels, and not a coarser aggregate.
     let sensors = workload.clone().with_records(arrivals.size_factor);
-    let site = Site { link, policy: policy(link, &sensors, price), models: Vec::new(), seed };
+    let site = Site::new("sim", std::slice::from_ref(link), policy(link, &sensors, price), seed);
     let mut messages = arrivals.records.iter().enumerate().map(|(index, arrival)| message(&sensors, index, arrival));
-    let mut watch = |now_us: u64, fact: Fact<'_>| match fact {
-        Fact::Published(index) => score.at = index,
-        Fact::Recorded { lane, numbers, .. } => {
-            let record = score.at as u32;
-            score.records[lane.index()].extend(numbers.map(|_| record));
-        }
-        Fact::Stored(store) => score.credit(now_us, store),
-        Fact::Second(gateway) => score.second(gateway),
-        Fact::GaveUp(_) => {}
-    };
-    let ended = machine::run(site, &mut messages, &mut watch).expect("its own filters are right");
+    let ended =
+        machine::run(site, &mut messages, &mut |now_us, fact| score.note(now_us, fact)).expect("its own filters are right");
     let mut run = score.run;
-    run.sent_bytes = ended.sent_bytes;
+    run.sent_bytes = ended.sent_bytes.iter().sum();
     for class in Class::ALL {
         let counters = ended.gateway.lanes().counters(class);
         (run.evicted[class.index()], run.thinned[class.index()]) = (counters.evicted, counters.thinned);
@@ -85,7 +69,7 @@ pub fn run(link: &Link, workload: &Workload, arrivals: &Arrivals, price: PriceLi
     run
 }
 
-fn message(workload: &Workload, index: usize, arrival: &Arrival) -> Message {
+pub(super) fn message(workload: &Workload, index: usize, arrival: &Arrival) -> Message {
     let stream = &workload.stream[usize::from(arrival.stream)];
     let mode = if arrival.weight == stream.weight { "calm" } else { "anomaly" };
     let topic = format!("{}/{mode}/{}", arrival.stream, arrival.device);
@@ -94,7 +78,7 @@ fn message(workload: &Workload, index: usize, arrival: &Arrival) -> Message {
 }
 
 /// Keeps the books of what came.
-struct Score<'a> {
+pub(super) struct Score<'a> {
     workload: &'a Workload,
     arrivals: &'a [Arrival],
     /// The record that was published last.
@@ -102,10 +86,27 @@ struct Score<'a> {
     /// By lane: the record of each sequence number.
     records: PerClass<Vec<u32>>,
     codec: Codec,
-    run: Run,
+    pub(super) run: Run,
 }
 
-impl Score<'_> {
+impl<'a> Score<'a> {
+    pub(super) fn new(workload: &'a Workload, arrivals: &'a [Arrival]) -> Score<'a> {
+        Score { workload, arrivals, at: 0, records: Default::default(), codec: Codec::default(), run: Run::default() }
+    }
+
+    pub(super) fn note(&mut self, now_us: u64, fact: Fact<'_>) {
+        match fact {
+            Fact::Published(index) => self.at = index,
+            Fact::Recorded { lane, numbers, .. } => {
+                let record = self.at as u32;
+                self.records[lane.index()].extend(numbers.map(|_| record));
+            }
+            Fact::Stored(store) => self.credit(now_us, store),
+            Fact::Second(gateway) => self.second(gateway),
+            Fact::GaveUp(_) => {}
+        }
+    }
+
     fn second(&mut self, gateway: &Gateway) {
         self.run.prices.push(gateway.plan().lambda);
         self.run.held.push(Class::ALL.map(|class| gateway.lanes().status(class).bytes));

@@ -10,22 +10,25 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
 use std::ops::Range;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use weir_infer::{Model, Origin, Row};
-use weir_logic::block::BlockHeader;
+use weir_logic::budget::BudgetLevel;
 use weir_logic::gateway::{Gateway, Input, Output, PolicyStart, Start};
-use weir_logic::health::PathStats;
+use weir_logic::graph::Stamp;
 use weir_logic::ids::{BlockKey, Class, Epoch, Void};
 use weir_logic::ingest::{ConnId, FateCounters, InferJob, Moment, RouteError, Scored, Verdict};
 use weir_logic::lanes::Found;
 use weir_logic::mqtt::UserIndex;
 use weir_logic::policy::Policy;
-use weir_logic::receive::{self, Known, Now, Receiver, SessionId};
+use weir_logic::receive::{self, Receiver};
 use weir_logic::store::{CommitRequest, SeqRange};
-use weir_logic::wire::{self, Body};
 
 use super::trace::Link;
-use super::transport::{Arrived, Packet, Transport};
+use super::transport::Packet;
+use ways::Way;
+
+mod cloud;
+mod ways;
 
 /// A transaction of the disk, a block read from it, and a window scored, in microseconds: a card of the better kind, a Pi 4.
 const COMMIT_US: u64 = 5_000;
@@ -64,26 +67,51 @@ pub(super) enum Fact<'f> {
     Second(&'f Gateway),
 }
 
-/// A box and its link.
+/// A box and its links.
 pub(super) struct Site<'a> {
-    pub(super) link: &'a Link,
+    /// Its name, as its certificate would say.
+    pub(super) name: &'a str,
+    /// By uplink of the policy.
+    pub(super) links: &'a [Link],
     pub(super) policy: Policy,
     /// By the index that the policy's streams name.
     pub(super) models: Vec<Model>,
     pub(super) seed: u64,
+    /// True if whoever runs it is the cloud's graph, and takes the box's digests.
+    pub(super) is_federated: bool,
+    /// What was saved of each uplink's month.
+    pub(super) budgets: &'a [BudgetLevel],
+    pub(super) calendar: Calendar,
+}
+
+/// How a box's calendar goes beside the simulated time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Calendar {
+    /// Unix time at the start of the run, in microseconds.
+    pub(super) from_unix_us: i64,
+    /// 1 as ours; 30 if a day of the run is a month there.
+    pub(super) speed: u64,
+}
+
+impl<'a> Site<'a> {
+    /// A box that is alone, without models, without a past, and on our calendar.
+    pub(super) fn new(name: &'a str, links: &'a [Link], policy: Policy, seed: u64) -> Site<'a> {
+        let calendar = Calendar { from_unix_us: UNIX_US, speed: 1 };
+        Site { name, links, policy, models: Vec::new(), seed, is_federated: false, budgets: &[], calendar }
+    }
 }
 
 /// How a run ended.
 pub(super) struct Ended {
     /// The box as it was then.
     pub(super) gateway: Gateway,
-    /// Bytes that left on the link, headers included.
-    pub(super) sent_bytes: u64,
+    /// Bytes that left, by uplink, headers included.
+    pub(super) sent_bytes: Vec<u64>,
     /// Messages that the box could not take before the end: it read no further.
     pub(super) unread: usize,
 }
 
-/// Runs a box until the end of its link's run.
+/// Runs a box until the end of its links' run.
 ///
 /// # Errors
 /// A topic filter of the policy that is malformed.
@@ -93,10 +121,8 @@ pub(super) fn run(
     watch: &mut dyn FnMut(u64, Fact<'_>),
 ) -> Result<Ended, RouteError> {
     let mut world = World::new(site, messages, watch)?;
-    world.live();
-    let unread = world.next.iter().count() + world.messages.count();
-    let sent_bytes = world.sent_bytes + world.transport.as_ref().map_or(0, |transport| transport.sent_bytes);
-    Ok(Ended { gateway: world.gateway, sent_bytes, unread })
+    world.live_until(u64::MAX);
+    Ok(world.end())
 }
 
 #[derive(Debug)]
@@ -116,8 +142,8 @@ enum Event {
 struct Pending {
     at_us: u64,
     order: u64,
-    /// The connection it belongs to; 0 for none.
-    connection: u64,
+    /// The uplink and the connection it belongs to; what belongs to one that has ended is void.
+    of: Option<(usize, u64)>,
     event: Event,
 }
 
@@ -141,8 +167,11 @@ impl Ord for Pending {
     }
 }
 
-struct World<'a> {
-    link: &'a Link,
+/// A box on virtual time, and the cloud's side for it.
+pub(super) struct World<'a> {
+    ways: Vec<Way<'a>>,
+    end_us: u64,
+    calendar: Calendar,
     messages: &'a mut dyn Iterator<Item = Message>,
     watch: &'a mut dyn FnMut(u64, Fact<'_>),
     models: Vec<Model>,
@@ -151,10 +180,8 @@ struct World<'a> {
     now_us: u64,
     queue: BinaryHeap<Reverse<Pending>>,
     order: u64,
-    connection: u64,
-    transport: Option<Transport>,
-    sent_bytes: u64,
-    to_cloud: BytesMut,
+    /// Connections made so far.
+    connections: u64,
     disk: BTreeMap<BlockKey, Bytes>,
     commits: BTreeMap<u64, CommitRequest>,
     jobs: Vec<SeqRange>,
@@ -167,10 +194,16 @@ struct World<'a> {
     /// Records by lane, and by stream, as far as they were told.
     recorded: [u64; 4],
     recorded_of: Vec<u64>,
+    /// Digests that came to the cloud and were not taken yet, and when; `None` if nobody wants them.
+    digests: Option<Vec<(u64, Bytes)>>,
+    /// The last stamp of the box that the cloud's graph has.
+    pub(super) last_stamp: Option<Stamp>,
 }
 
 impl<'a> World<'a> {
-    fn new(
+    /// # Errors
+    /// A topic filter of the policy that is malformed.
+    pub(super) fn new(
         site: Site<'a>,
         messages: &'a mut dyn Iterator<Item = Message>,
         watch: &'a mut dyn FnMut(u64, Fact<'_>),
@@ -178,28 +211,28 @@ impl<'a> World<'a> {
         let start = Start {
             epoch: EPOCH,
             seed: site.seed,
-            name: "sim",
+            name: site.name,
             software: "sim",
             found: Found::default(),
-            budgets: &[],
+            budgets: site.budgets,
             policy: PolicyStart::default(),
         };
         let streams = site.policy.streams.len();
         let next = messages.next();
-        Ok(World {
-            link: site.link,
+        let now = Moment { service_us: 0, wall_offset_us: Some(site.calendar.from_unix_us) };
+        let mut world = World {
+            ways: site.links.iter().map(|link| Way::new(link, site.seed)).collect(),
+            end_us: site.links.iter().map(Link::end_us).max().unwrap_or(0),
+            calendar: site.calendar,
             messages,
             watch,
             models: site.models,
-            gateway: Gateway::new(moment(0), site.policy, &start)?,
+            gateway: Gateway::new(now, site.policy, &start)?,
             receiver: Receiver::new([CREDITS; 4]),
             now_us: 0,
             queue: BinaryHeap::new(),
             order: 0,
-            connection: 0,
-            transport: None,
-            sent_bytes: 0,
-            to_cloud: BytesMut::new(),
+            connections: 0,
             disk: BTreeMap::new(),
             commits: BTreeMap::new(),
             jobs: Vec::new(),
@@ -210,14 +243,18 @@ impl<'a> World<'a> {
             packet_ids: 0,
             recorded: [0; 4],
             recorded_of: vec![0; streams],
-        })
+            digests: site.is_federated.then(Vec::new),
+            last_stamp: None,
+        };
+        world.connect_sensor();
+        world.push(PATH_US, None, Event::Path);
+        world.push(1_000_000, None, Event::Second);
+        Ok(world)
     }
 
-    fn live(&mut self) {
-        self.connect_sensor();
-        self.push(PATH_US, 0, Event::Path);
-        self.push(1_000_000, 0, Event::Second);
-        let end_us = self.link.end_us();
+    /// Lets everything happen up to and with this time, but not beyond the end of the run.
+    pub(super) fn live_until(&mut self, until_us: u64) {
+        let end_us = self.end_us.min(until_us);
         loop {
             let next = self.next.as_ref().filter(|_| self.reading);
             let arrives_us = next.map_or(u64::MAX, |message| message.at_us.max(self.now_us));
@@ -239,11 +276,31 @@ impl<'a> World<'a> {
             }
             self.carry_out();
         }
+        self.now_us = self.now_us.max(end_us);
     }
 
-    fn push(&mut self, at_us: u64, connection: u64, event: Event) {
+    /// The run is over.
+    pub(super) fn end(self) -> Ended {
+        let unread = self.next.iter().count() + self.messages.count();
+        let sent_bytes = self.ways.iter().map(Way::sent_bytes).collect();
+        Ended { gateway: self.gateway, sent_bytes, unread }
+    }
+
+    /// The digests that came to the cloud since this was last asked, with their times.
+    pub(super) fn take_digests(&mut self) -> Vec<(u64, Bytes)> {
+        self.digests.as_mut().map(std::mem::take).unwrap_or_default()
+    }
+
+    fn push(&mut self, at_us: u64, of: Option<(usize, u64)>, event: Event) {
         self.order += 1;
-        self.queue.push(Reverse(Pending { at_us, order: self.order, connection, event }));
+        self.queue.push(Reverse(Pending { at_us, order: self.order, of, event }));
+    }
+
+    /// The time as the box sees it.
+    fn moment(&self) -> Moment {
+        let Calendar { from_unix_us, speed } = self.calendar;
+        let ahead_us = self.now_us * (speed - 1);
+        Moment { service_us: self.now_us, wall_offset_us: Some(from_unix_us.saturating_add_unsigned(ahead_us)) }
     }
 
     fn tell(&mut self, fact: Fact<'_>) {
@@ -252,7 +309,7 @@ impl<'a> World<'a> {
 
     /// Hands something to the gateway, and tells which records came of it.
     fn input(&mut self, input: Input<'_>) {
-        self.gateway.handle(moment(self.now_us), input);
+        self.gateway.handle(self.moment(), input);
         let now = Class::ALL.map(|class| self.gateway.lanes().counters(class).records);
         if now == self.recorded {
             return;
@@ -302,9 +359,11 @@ impl<'a> World<'a> {
     }
 
     fn event(&mut self, pending: Pending) {
-        if pending.connection != 0 && pending.connection != self.connection {
+        if pending.of.is_some_and(|(at, connection)| self.ways[at].connection != connection) {
             return;
         }
+        let (at, _) = pending.of.unwrap_or_default();
+        let uplink = at as u8;
         match pending.event {
             Event::Committed(ticket) => self.committed(ticket),
             Event::Loaded(key) => {
@@ -313,44 +372,31 @@ impl<'a> World<'a> {
             }
             Event::Scored(scored) => self.input(Input::Inferred(scored)),
             Event::Connected => {
-                self.transport = Some(Transport::new(self.now_us, self.link));
-                self.to_cloud.clear();
-                self.input(Input::UplinkConnected { uplink: 0 });
+                self.ways[at].connected(self.now_us);
+                self.input(Input::UplinkConnected { uplink });
             }
             Event::Arrives(packet) => {
-                let arrived = self.transport.as_mut().map(|transport| transport.arrived(&packet)).unwrap_or_default();
-                arrived.into_iter().for_each(|arrived| self.at_cloud(arrived));
+                let arrived = self.ways[at].arrived(&packet);
+                arrived.into_iter().for_each(|arrived| self.at_cloud(at, arrived));
             }
-            Event::Acked(packet) => {
-                if let Some(transport) = &mut self.transport {
-                    transport.acked(self.now_us, &packet);
-                }
-            }
-            Event::Control(bytes) => self.input(Input::UplinkControl { uplink: 0, bytes: &bytes }),
+            Event::Acked(packet) => self.ways[at].acked(self.now_us, &packet),
+            Event::Control(bytes) => self.input(Input::UplinkControl { uplink, bytes: &bytes }),
             Event::Sink => {
                 self.sink_due = false;
                 let ranges = std::mem::take(&mut self.jobs);
                 self.cloud(receive::Input::Committed { ranges });
             }
             Event::Path => {
-                self.push(self.now_us + PATH_US, 0, Event::Path);
-                if let Some(transport) = &self.transport {
-                    let (rtt_us, rtt_min_us) = transport.rtt_us();
-                    let path = PathStats {
-                        rtt_us,
-                        rtt_min_us,
-                        received_packets: transport.received_packets,
-                        sent_packets: transport.sent_packets,
-                        sent_bytes: transport.sent_bytes,
-                        cwnd_bytes: transport.window(),
-                        ..PathStats::default()
-                    };
-                    self.input(Input::UplinkPath { uplink: 0, path });
+                self.push(self.now_us + PATH_US, None, Event::Path);
+                for at in 0..self.ways.len() {
+                    if let Some(path) = self.ways[at].path() {
+                        self.input(Input::UplinkPath { uplink: at as u8, path });
+                    }
                 }
                 self.cloud(receive::Input::Tick);
             }
             Event::Second => {
-                self.push(self.now_us + 1_000_000, 0, Event::Second);
+                self.push(self.now_us + 1_000_000, None, Event::Second);
                 (self.watch)(self.now_us, Fact::Second(&self.gateway));
             }
         }
@@ -377,23 +423,23 @@ impl<'a> World<'a> {
                     let ticket = request.ticket;
                     request.voids.iter().for_each(|void| self.tell(Fact::GaveUp(void)));
                     self.commits.insert(ticket, request);
-                    self.push(self.now_us + COMMIT_US, 0, Event::Committed(ticket));
+                    self.push(self.now_us + COMMIT_US, None, Event::Committed(ticket));
                 }
-                Output::Load { key } => self.push(self.now_us + LOAD_US, 0, Event::Loaded(key)),
+                Output::Load { key } => self.push(self.now_us + LOAD_US, None, Event::Loaded(key)),
                 Output::Infer(job) => {
                     let verdict = self.score(&job);
                     let scored = Scored { job: job.job, window: job.window, verdict };
-                    self.push(self.now_us + SCORE_US, 0, Event::Scored(scored));
+                    self.push(self.now_us + SCORE_US, None, Event::Scored(scored));
                 }
-                Output::Connect { .. } => self.connect(),
-                Output::Disconnect { .. } => self.disconnect(),
-                Output::ControlWrite { bytes, .. } => {
-                    if let Some(transport) = &mut self.transport {
+                Output::Connect { uplink } => self.connect(usize::from(uplink)),
+                Output::Disconnect { uplink } => self.disconnect(usize::from(uplink)),
+                Output::ControlWrite { uplink, bytes } => {
+                    if let Some(transport) = &mut self.ways[usize::from(uplink)].transport {
                         transport.control(bytes);
                     }
                 }
-                Output::SendBlock { flow, block, .. } => {
-                    if let Some(transport) = &mut self.transport {
+                Output::SendBlock { uplink, flow, block } => {
+                    if let Some(transport) = &mut self.ways[usize::from(uplink)].transport {
                         transport.send(flow, block);
                     }
                 }
@@ -415,110 +461,9 @@ impl<'a> World<'a> {
         let label = answer.verdict.label.and_then(|index| labels.get(index)).map_or("", String::as_str).into();
         Some(Verdict { label, score: answer.verdict.score, confidence: answer.verdict.confidence })
     }
-
-    fn advance(&mut self) {
-        let (mut packets, mut written) = (Vec::new(), Vec::new());
-        if let Some(transport) = &mut self.transport {
-            transport.advance(self.now_us, self.link, &mut packets, &mut written);
-        }
-        for packet in packets {
-            self.push(packet.arrives_us, self.connection, Event::Arrives(packet));
-            self.push(packet.acked_us, self.connection, Event::Acked(packet));
-        }
-        let has_written = !written.is_empty();
-        for (flow, len) in written {
-            self.input(Input::UplinkWritten { uplink: 0, flow, len });
-        }
-        if has_written {
-            self.carry_out();
-        }
-    }
-
-    /// A handshake: a packet there, one back, and one there again with the first words.
-    fn connect(&mut self) {
-        self.connection += 1;
-        let hello = 1_300.0;
-        let left_us = self.link.service.time_of_us(self.link.service.bytes_until(self.now_us) + hello);
-        if let Some(left_us) = left_us {
-            self.push(left_us + self.link.rtt_us(), self.connection, Event::Connected);
-        }
-    }
-
-    fn disconnect(&mut self) {
-        let session = SessionId(self.connection);
-        self.connection += 1;
-        if let Some(transport) = self.transport.take() {
-            self.sent_bytes += transport.sent_bytes;
-            self.cloud(receive::Input::Closed { session });
-        }
-    }
-
-    fn at_cloud(&mut self, arrived: Arrived) {
-        let session = SessionId(self.connection);
-        match arrived {
-            Arrived::Control(bytes) => {
-                self.to_cloud.extend_from_slice(&bytes);
-                while let Ok(Some(message)) = wire::take_control(&mut self.to_cloud) {
-                    match message.body {
-                        Some(Body::Hello(hello)) => {
-                            self.cloud(receive::Input::Hello { session, hello, known: Known::default() });
-                        }
-                        Some(body) => self.cloud(receive::Input::Control { session, body }),
-                        None => {}
-                    }
-                }
-            }
-            Arrived::Block(stream, block) => {
-                let header = BlockHeader::parse(&block).expect("blocks arrive whole");
-                self.cloud(receive::Input::Block { session, stream, header, block });
-            }
-        }
-    }
-
-    fn cloud(&mut self, input: receive::Input) {
-        let now = Now { mono_us: self.now_us, unix_us: UNIX_US + self.now_us as i64 };
-        self.receiver.handle(now, input);
-        let down_us = self.link.profile.down.delay.as_micros();
-        while let Some(output) = self.receiver.poll() {
-            match output {
-                receive::Output::Send { session, body } => {
-                    let mut bytes = Vec::new();
-                    wire::encode_control(body, &mut bytes);
-                    self.push(self.now_us + down_us, session.0, Event::Control(bytes));
-                }
-                receive::Output::Store(store) => {
-                    self.tell(Fact::Stored(&store));
-                    let key = store.header.key;
-                    let range = |&(first_seq, last_seq): &(u64, u64)| SeqRange { key: BlockKey { first_seq, ..key }, last_seq };
-                    self.jobs.extend(store.takes.iter().map(range));
-                    self.commit_soon();
-                }
-                receive::Output::StoreVoid(void) => {
-                    // It may have been told before it was written.
-                    self.tell(Fact::GaveUp(&void));
-                    self.jobs.push(SeqRange { key: void.key, last_seq: void.last_seq });
-                    self.commit_soon();
-                }
-                receive::Output::Close { .. }
-                | receive::Output::EpochOpened { .. }
-                | receive::Output::EpochsClosed { .. }
-                | receive::Output::Alert(_) => {}
-            }
-        }
-    }
-
-    fn commit_soon(&mut self) {
-        if !std::mem::replace(&mut self.sink_due, true) {
-            self.push(self.now_us + SINK_US, 0, Event::Sink);
-        }
-    }
 }
 
 /// Records that a stream's fates stand for.
 fn records(fates: &FateCounters) -> u64 {
     fates.kept + fates.aggregates + fates.verdicts + fates.windows
-}
-
-fn moment(now_us: u64) -> Moment {
-    Moment { service_us: now_us, wall_offset_us: Some(UNIX_US) }
 }

@@ -187,13 +187,13 @@ pub fn run(
         topic: message.topic.clone(),
         payload: message.payload.clone(),
     });
-    let site = Site { link: &link, policy, models, seed };
+    let site = Site { models, ..Site::new("sim", std::slice::from_ref(&link), policy, seed) };
     let ended = machine::run(site, &mut published, &mut |now_us, fact| books.note(now_us, fact))?;
     let unread = ended.unread as u64;
     Ok(Outcome {
         run_s: link.run_s,
         link_bytes: link.service.bytes() as u64,
-        sent_bytes: ended.sent_bytes,
+        sent_bytes: ended.sent_bytes.iter().sum(),
         messages: messages.len() as u64 - unread,
         unread,
         unmatched: ended.gateway.ingest().counters().unmatched,

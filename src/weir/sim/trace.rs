@@ -5,7 +5,8 @@
 //! rates are piecewise constant, and the sum of bytes is piecewise linear and can be inverted exactly.
 //!
 //! A recording shorter than ten minutes is repeated to ten minutes; a longer one runs once. Loss and jitter
-//! are not in the curve: they concern who sends packets, and the profile is handed on for that.
+//! are not in the curve: they concern who sends packets, and the profile is handed on for that. Times of loss that a
+//! simulation adds stand beside the curve, which is then what is left after them.
 
 use std::{fs, path::Path};
 
@@ -43,6 +44,19 @@ pub struct Link {
     pub delay_us: u64,
     /// When what leaves.
     pub service: ServiceCurve,
+    /// Times in which packets are lost.
+    pub lossy: Vec<Lossy>,
+}
+
+/// A time in which packets are lost.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Lossy {
+    /// From when on, in microseconds of the run.
+    pub from_us: u64,
+    /// Until when.
+    pub until_us: u64,
+    /// Part of the packets.
+    pub loss: f64,
 }
 
 impl Link {
@@ -61,14 +75,31 @@ impl Link {
 
     fn of_seconds(profile: LinkProfile, run_s: u64, seed: u64) -> Self {
         let steps = LinkModel::new(&profile, Direction::Up, seed).rate_steps(run_s * 1_000_000);
+        Self::of_steps(profile, &steps, Vec::new(), run_s, seed)
+    }
+
+    /// A link whose rates are these, in bits per second and each from its time on; the first begins at 0.
+    pub fn of_steps(profile: LinkProfile, steps: &[(u64, f64)], lossy: Vec<Lossy>, run_s: u64, seed: u64) -> Self {
         Self {
             name: profile.name.clone(),
             seed,
             run_s,
             delay_us: profile.up.delay.as_micros(),
-            service: ServiceCurve::from_rate_steps(&steps, run_s * 1_000_000),
+            service: ServiceCurve::from_rate_steps(steps, run_s * 1_000_000),
+            lossy,
             profile,
         }
+    }
+
+    /// Part of the packets that are lost at a time; `None` if none are.
+    pub fn loss_at(&self, at_us: u64) -> Option<f64> {
+        let now = |lossy: &&Lossy| (lossy.from_us..lossy.until_us).contains(&at_us);
+        self.lossy.iter().find(now).map(|lossy| lossy.loss)
+    }
+
+    /// True if it carries anything at a time.
+    pub fn carries(&self, at_us: u64) -> bool {
+        self.service.rate_at(at_us) > 0.0
     }
 
     /// End of the run, in microseconds: what has not arrived by then does not count.
@@ -139,6 +170,12 @@ impl ServiceCurve {
         let after = self.knots.partition_point(|knot| knot.at_us <= at_us);
         let knot = self.knots[after - 1];
         knot.bytes + (at_us - knot.at_us) as f64 * knot.bytes_per_us
+    }
+
+    /// Bytes per second at a time.
+    pub fn rate_at(&self, at_us: u64) -> f64 {
+        let after = self.knots.partition_point(|knot| knot.at_us <= at_us);
+        self.knots[after - 1].bytes_per_us * 1e6
     }
 
     /// When that many bytes have left, if they do before the end.

@@ -30,7 +30,7 @@ const SEND_WINDOW_MIN: u64 = 32 * 1024;
 const RATE_ROUNDS: u64 = 10;
 /// The control stream, above all lanes.
 const CONTROL: usize = 8;
-const STREAMS: usize = 9;
+pub(super) const STREAMS: usize = 9;
 
 /// What arrives at the far end.
 #[derive(Debug)]
@@ -54,6 +54,13 @@ pub struct Packet {
     pub arrives_us: u64,
     /// When its acknowledgement is back.
     pub acked_us: u64,
+}
+
+impl Packet {
+    /// Which stream it carries.
+    pub(super) fn stream(&self) -> usize {
+        self.stream
+    }
 }
 
 #[derive(Debug, Default)]
