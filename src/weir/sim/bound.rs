@@ -50,8 +50,10 @@ pub struct Bound {
 /// The dual problem of one run.
 #[derive(Debug, Clone)]
 pub struct Dual {
-    /// Mbit of each second.
+    /// Mbit of each second; behind them, if there is a metered link, the Mbit of its budget.
     capacity: Vec<f64>,
+    /// Mbit that the metered link carries in each second; empty without one.
+    paid: Vec<f64>,
     /// Lengths in seconds of the times in which something may be sent, each once.
     horizons: Vec<usize>,
     cohorts: Vec<Cohort>,
@@ -103,7 +105,21 @@ impl Dual {
         });
         let offers = offers.collect();
         let capacity = capacity.iter().map(|bytes| bytes * MBIT_PER_BYTE).collect();
-        Self { capacity, horizons, cohorts: cohorts(records), offers }
+        Self { capacity, paid: Vec::new(), horizons, cohorts: cohorts(records), offers }
+    }
+
+    /// The same with a metered link beside it, that carries so many bytes in each second and `budget` bytes in all.
+    ///
+    /// It adds a price of the budget, which is the last of all prices: `price x budget + sum of paid[t] x max(0, price[t] - price)`.
+    pub fn with_paid(mut self, paid: &[f64], budget: f64) -> Self {
+        self.paid = (0..self.capacity.len()).map(|t| paid.get(t).map_or(0.0, |bytes| bytes * MBIT_PER_BYTE)).collect();
+        self.capacity.push(budget * MBIT_PER_BYTE);
+        self
+    }
+
+    /// Seconds of the run.
+    fn slots(&self) -> usize {
+        self.capacity.len() - usize::from(!self.paid.is_empty())
     }
 
     /// Searches for the lowest bound.
@@ -113,7 +129,7 @@ impl Dual {
         let (mut ln_prices, mut first, mut second) = (vec![0.0; count], vec![0.0; count], vec![0.0; count]);
         let (mut prices, mut average) = (vec![1.0; count], vec![1.0; count]);
         let mut used = vec![0.0; count];
-        let mut minima = Minima::new(self.horizons.len(), count);
+        let mut minima = Minima::new(self.horizons.len(), self.slots());
         let mut best = Bound { value: f64::INFINITY, prices: prices.clone() };
         let (mut first_share, mut second_share) = (1.0, 1.0);
         for iteration in 0..ITERATIONS {
@@ -140,10 +156,10 @@ impl Dual {
 
     /// The bound that a price path gives; any path gives one. Prices are per Mbit and not negative.
     pub fn bound_of(&self, prices: &[f64]) -> f64 {
-        self.evaluate(prices, &mut Minima::new(self.horizons.len(), self.capacity.len()), None)
+        self.evaluate(prices, &mut Minima::new(self.horizons.len(), self.slots()), None)
     }
 
-    /// The bound that a price path gives, by second: what the capacity of each costs, and what the cohorts gain whose cheapest
+    /// The bound that a price path gives without a metered link, by second: what the capacity of each costs, and what the cohorts gain whose cheapest
     /// second it is.
     pub fn values(&self, prices: &[f64]) -> Vec<f64> {
         let mut minima = Minima::new(self.horizons.len(), self.capacity.len());
@@ -173,8 +189,9 @@ impl Dual {
 
     /// The bound, and into `used` the Mbit that cohorts would send in each second.
     fn evaluate(&self, prices: &[f64], minima: &mut Minima, mut used: Option<&mut Vec<f64>>) -> f64 {
+        let (of_seconds, of_budget) = prices.split_at(self.slots());
         for (index, slots) in self.horizons.iter().enumerate() {
-            minima.slide(index, prices, *slots);
+            minima.slide(index, of_seconds, *slots);
         }
         if let Some(used) = used.as_deref_mut() {
             used.fill(0.0);
@@ -185,6 +202,13 @@ impl Dual {
             bound += cohort.mbit * surplus;
             if let Some(used) = used.as_deref_mut() {
                 used[minima.slots[offer.horizon][cohort.slot]] += cohort.mbit * offer.bytes;
+            }
+        }
+        for (t, mbit) in self.paid.iter().enumerate().filter(|(t, _)| of_seconds[*t] > of_budget[0]) {
+            bound += mbit * (of_seconds[t] - of_budget[0]);
+            if let Some(used) = used.as_deref_mut() {
+                used[t] -= mbit;
+                used[of_seconds.len()] += mbit;
             }
         }
         bound

@@ -205,7 +205,7 @@ fn critical_of(workload: &Workload, arrivals: &Arrivals) -> Arrivals {
 }
 
 /// The 99th percentile over all critical records; one that has not come by the end is late by what was left of the run.
-fn critical_p99_ms(link: &Link, workload: &Workload, arrivals: &Arrivals, deliveries: &[Delivery]) -> f64 {
+pub(super) fn critical_p99_ms(link: &Link, workload: &Workload, arrivals: &Arrivals, deliveries: &[Delivery]) -> f64 {
     let mut at_us = vec![link.end_us(); arrivals.records.len()];
     for delivery in deliveries {
         at_us[delivery.record as usize] = delivery.at_us;

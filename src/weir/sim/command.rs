@@ -6,6 +6,7 @@ use std::process::ExitCode;
 
 use anyhow::Context as _;
 
+use super::budget::{self, BudgetSpec};
 use super::case::{self, BASELINES, BOUND, Case, Details, WEIR};
 use super::fleet::{self, FleetSpec};
 use super::own;
@@ -63,6 +64,18 @@ pub struct SimArgs {
     /// In place of a link: so many boxes lose their cloud for five minutes, and another time it is overloaded for a minute
     #[arg(long, value_name = "BOXES", conflicts_with_all = ["link", "all", "load", "workload", "deadlines", "config"])]
     pub fleet: Option<usize>,
+    /// A second uplink beside --link, whose bytes are metered: what the month's budget is worth, spent greedily and by Weir
+    #[arg(long, value_name = "LINK", conflicts_with_all = ["all", "workload", "deadlines", "config", "fleet", "html"])]
+    pub paid_link: Option<String>,
+    /// Bytes of the month, as a part of what --link carries in it
+    #[arg(long, value_name = "PART", default_value_t = 0.05, requires = "paid_link")]
+    pub budget: f64,
+    /// Seconds in which the month is simulated: the box's calendar goes as much faster
+    #[arg(long, value_name = "SECONDS", default_value_t = 3_600, requires = "paid_link")]
+    pub month: u64,
+    /// Fail if Weir's gain over greedy spending, as a part of that, is below this
+    #[arg(long, value_name = "PART", requires = "paid_link")]
+    pub require_gain: Option<f64>,
 }
 
 /// Runs and prints; a failure if something that was required is not so.
@@ -73,6 +86,11 @@ pub fn run(args: &SimArgs) -> anyhow::Result<ExitCode> {
     if let Some(boxes) = args.fleet {
         run_fleet(boxes, args.seed, args.json.as_deref())?;
         return Ok(ExitCode::SUCCESS);
+    }
+    if let Some(paid) = &args.paid_link {
+        let mut out = io::stdout().lock();
+        let unmet = budget::command(&budget_spec(args, paid)?, args.json.as_deref(), args.require_gain, &mut out)?;
+        return conclude(&unmet, &mut out);
     }
     if let (Some(config), Some(data)) = (&args.config, &args.data) {
         run_own(args, config, data)?;
@@ -89,7 +107,20 @@ pub fn run(args: &SimArgs) -> anyhow::Result<ExitCode> {
         std::fs::write(path, text + "\n").with_context(|| format!("cannot write {}", path.display()))?;
     }
     let unmet = Required::of(args).unmet(&cases);
-    for line in &unmet {
+    conclude(&unmet, &mut out)
+}
+
+fn budget_spec(args: &SimArgs, paid: &str) -> anyhow::Result<BudgetSpec> {
+    let ([free], [load]) = (&args.link[..], &args.load[..]) else {
+        anyhow::bail!("--paid-link goes with one --link and one --load");
+    };
+    let (free, paid) = (LinkProfile::resolve(free)?, LinkProfile::resolve(paid)?);
+    Ok(BudgetSpec { free, paid, load: *load, budget: args.budget, run_s: args.month, seed: args.seed })
+}
+
+/// Says what was required and is not so.
+fn conclude(unmet: &[String], out: &mut dyn Write) -> anyhow::Result<ExitCode> {
+    for line in unmet {
         writeln!(out, "NOT MET: {line}")?;
     }
     Ok(if unmet.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })

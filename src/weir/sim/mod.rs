@@ -10,6 +10,7 @@
 pub mod arrivals;
 pub mod baseline;
 pub mod bound;
+pub mod budget;
 pub mod case;
 pub mod command;
 pub mod fleet;
