@@ -6,6 +6,7 @@ mod brokers;
 mod client;
 mod cloud;
 mod federation;
+mod offers;
 mod offload;
 mod policies;
 mod pressure;

@@ -2,6 +2,7 @@
 
 use super::super::PolicyStart;
 use super::client::ClientPlan;
+use super::offers::{self, Offered};
 use super::rng::Rng;
 use crate::ids::{Class, PerClass};
 use crate::lanes::{Durability, LanePolicy, LanesLimits, Overflow};
@@ -106,6 +107,8 @@ pub(super) struct Scenario {
     pub(super) credits: PerClass<u64>,
     /// What the box knows of policies when it starts.
     pub(super) offers: PolicyStart,
+    /// Policies that the cloud offers, in the order of their offers.
+    pub(super) offered: Vec<Offered>,
     /// Start, kind, length.
     pub(super) troubles: Vec<(u64, Trouble, u64)>,
     pub(super) troubles_end_us: u64,
@@ -133,6 +136,7 @@ impl Scenario {
             sink_us: (2_000, 20_000),
             credits: [1 << 20; 4],
             offers: PolicyStart::default(),
+            offered: Vec::new(),
             troubles: Vec::new(),
             troubles_end_us: 0,
         }
@@ -196,6 +200,9 @@ impl Scenario {
                 }
             }
         }
+        // From draws of their own: without policies a seed stands for what it did before there were any.
+        let offered = offers::random(&mut Rng(rng.0 ^ 0x9011_c1e5), end_us);
+        let offers = PolicyStart { has_key: !offered.is_empty(), trial_us: 20_000_000, ..PolicyStart::default() };
         let fast = rng.percent(60);
         Scenario {
             clients,
@@ -214,7 +221,8 @@ impl Scenario {
             disk_us: (1_000, rng.pick(&[5_000, 50_000, 500_000])),
             sink_us: (1_000, rng.pick(&[5_000, 50_000, 500_000])),
             credits: if rng.percent(30) { [rng.range(200, 4_000); 4] } else { [1 << 20; 4] },
-            offers: PolicyStart::default(),
+            offers,
+            offered,
             troubles,
             troubles_end_us: end_us,
         }

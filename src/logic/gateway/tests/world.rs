@@ -7,6 +7,7 @@ use bytes::Bytes;
 use super::super::*;
 use super::client::{Client, Fate, Heard, pubacks};
 use super::cloud::{Cloud, Out};
+use super::offers::Shell;
 use super::rng::Rng;
 use super::scenario::{PoolMood, Scenario, Trouble};
 use super::store::Store;
@@ -23,34 +24,72 @@ use crate::store::CommitRequest;
 use crate::wire::{AdviceBytes, Body, CloudLoad, LaneStream, LoadLevel, PolicyOffer};
 
 #[derive(Debug, Clone, Copy)]
-enum Ev {
+pub(super) enum Ev {
     Produce(usize),
     ClientConnects(usize),
     ClientRead(u64),
     ToClient(u64),
     Authenticated(u64),
-    Inferred { run: u64, job: u64 },
-    PoolReplies { run: u64, id: u64 },
-    Committed { run: u64 },
-    Loaded { run: u64, key: BlockKey },
-    Connected { run: u64, uplink: usize, attempt: u64 },
-    Refused { run: u64, uplink: usize, attempt: u64 },
-    GatewayHearsOfEnd { run: u64, session: u64 },
+    Inferred {
+        run: u64,
+        job: u64,
+    },
+    PoolReplies {
+        run: u64,
+        id: u64,
+    },
+    Committed {
+        run: u64,
+    },
+    Loaded {
+        run: u64,
+        key: BlockKey,
+    },
+    Connected {
+        run: u64,
+        uplink: usize,
+        attempt: u64,
+    },
+    Refused {
+        run: u64,
+        uplink: usize,
+        attempt: u64,
+    },
+    GatewayHearsOfEnd {
+        run: u64,
+        session: u64,
+    },
     CloudHearsOfEnd(u64),
-    Transmitted { session: u64, flow: usize },
-    BlockArrives { session: u64, flow: usize },
+    Transmitted {
+        session: u64,
+        flow: usize,
+    },
+    BlockArrives {
+        session: u64,
+        flow: usize,
+    },
     ControlArrives(u64),
     ControlReturns(u64),
-    CloudCommits { run: u64 },
+    CloudCommits {
+        run: u64,
+    },
     CloudTick,
-    CloudStarts { run: u64 },
+    CloudStarts {
+        run: u64,
+    },
     EdgeStarts,
+    /// The cloud offers a policy, and the shell has looked at one.
+    Offer(u64),
+    Checked {
+        run: u64,
+        version: u64,
+    },
     Trouble(Trouble, u64),
     Mend(Trouble),
 }
 
 /// A client's socket.
-struct Socket {
+pub(super) struct Socket {
     client: usize,
     to_gateway: VecDeque<u8>,
     to_client: VecDeque<Vec<u8>>,
@@ -74,10 +113,10 @@ struct Session {
 }
 
 #[derive(Default)]
-struct Link {
+pub(super) struct Link {
     session: Option<u64>,
-    attempt: u64,
-    down: u32,
+    pub(super) attempt: u64,
+    pub(super) down: u32,
     stalled_until: u64,
 }
 
@@ -108,6 +147,8 @@ pub(super) struct Covered {
     pub(super) times_full: u64,
     pub(super) resent: u64,
     pub(super) offloads: u64,
+    pub(super) policies_kept: u64,
+    pub(super) policies_rolled_back: u64,
 }
 
 impl Covered {
@@ -118,7 +159,7 @@ impl Covered {
     }
 
     /// Each with its name.
-    pub(super) fn fields(&mut self) -> [(&'static str, &mut u64); 12] {
+    pub(super) fn fields(&mut self) -> [(&'static str, &mut u64); 14] {
         [
             ("runs", &mut self.runs),
             ("evicted", &mut self.evicted),
@@ -132,6 +173,8 @@ impl Covered {
             ("times full", &mut self.times_full),
             ("resent", &mut self.resent),
             ("offloads", &mut self.offloads),
+            ("policies kept", &mut self.policies_kept),
+            ("policies rolled back", &mut self.policies_rolled_back),
         ]
     }
 }
@@ -139,21 +182,21 @@ impl Covered {
 pub(super) struct World {
     pub(super) covered: Covered,
     pub(super) now: u64,
-    scenario: Scenario,
-    rng: Rng,
+    pub(super) scenario: Scenario,
+    pub(super) rng: Rng,
     events: BTreeMap<(u64, u64), Ev>,
     next_event: u64,
     pub(super) gateway: Option<Gateway>,
-    run: u64,
+    pub(super) run: u64,
     epoch: Epoch,
     pub(super) store: Store,
     committing: Option<CommitRequest>,
     disk_fails: u32,
     loads_fail: u32,
     clients: Vec<Client>,
-    sockets: BTreeMap<u64, Socket>,
+    pub(super) sockets: BTreeMap<u64, Socket>,
     next_socket: u64,
-    links: Vec<Link>,
+    pub(super) links: Vec<Link>,
     sessions: BTreeMap<u64, Session>,
     next_session: u64,
     pub(super) cloud: Cloud,
@@ -177,6 +220,7 @@ pub(super) struct World {
     pub(super) told_us: Vec<u64>,
     /// Versions of the policies that the shell was to check.
     pub(super) checks: Vec<u64>,
+    pub(super) shell: Shell,
     /// When each record that was written came.
     came_us: BTreeMap<(Epoch, Class, u64), u64>,
     /// PUBACKs that only voids explain.
@@ -225,6 +269,7 @@ impl World {
             told: Vec::new(),
             told_us: Vec::new(),
             checks: Vec::new(),
+            shell: Shell::default(),
             came_us: BTreeMap::new(),
             excused: BTreeMap::new(),
             crashed: Vec::new(),
@@ -238,12 +283,15 @@ impl World {
         for (at, trouble, len) in world.scenario.troubles.clone() {
             world.after(at, Ev::Trouble(trouble, len));
         }
+        for (at, version, _) in world.scenario.offered.clone() {
+            world.after(at, Ev::Offer(version));
+        }
         world.after(1_000_000, Ev::CloudTick);
         world.start();
         world
     }
 
-    fn after(&mut self, delay_us: u64, event: Ev) {
+    pub(super) fn after(&mut self, delay_us: u64, event: Ev) {
         self.next_event += 1;
         self.events.insert((self.now + delay_us, self.next_event), event);
     }
@@ -368,11 +416,13 @@ impl World {
             }
             Ev::CloudStarts { run } if run == self.cloud.run => self.cloud.up = true,
             Ev::EdgeStarts => self.start(),
+            Ev::Offer(version) => self.offer(version),
+            Ev::Checked { run, version } if run == self.run => self.checked(version),
             Ev::Trouble(trouble, len) => self.trouble(trouble, len),
             Ev::Mend(trouble) => self.mend(trouble),
             Ev::PoolReplies { .. } => {}
             Ev::Inferred { .. } | Ev::Committed { .. } | Ev::Loaded { .. } | Ev::Connected { .. } | Ev::Refused { .. } => {}
-            Ev::GatewayHearsOfEnd { .. } | Ev::CloudCommits { .. } | Ev::CloudStarts { .. } => {}
+            Ev::GatewayHearsOfEnd { .. } | Ev::CloudCommits { .. } | Ev::CloudStarts { .. } | Ev::Checked { .. } => {}
         }
     }
 
@@ -398,7 +448,8 @@ impl World {
             budgets: &[],
             policy: self.scenario.offers.clone(),
         };
-        self.gateway = Some(Gateway::new(self.moment(), self.scenario.policy(), &start).expect("sound filters"));
+        self.gateway =
+            Some(Gateway::new(self.moment(), self.scenario.policy_of(start.policy.version), &start).expect("sound filters"));
         self.outputs(None);
     }
 
@@ -422,6 +473,7 @@ impl World {
     /// The process is gone, and all its sockets with it.
     fn end(&mut self, killed: bool) {
         self.count();
+        self.end_trial();
         self.gateway = None;
         self.run += 1;
         if let Some(request) = self.committing.take()
@@ -513,8 +565,8 @@ impl World {
                         self.abandon(session);
                     }
                 }
+                Output::CheckPolicy { version, .. } => self.check_policy(version),
                 Output::BrokerConnect { .. } | Output::BrokerClose { .. } => panic!("there is no broker here"),
-                Output::CheckPolicy { version, .. } => self.checks.push(version),
                 Output::Offload { uplink, id, .. } => {
                     assert!(self.links[usize::from(uplink)].session.is_some(), "a request needs a connection");
                     self.covered.offloads += 1;
@@ -530,6 +582,9 @@ impl World {
                 }
                 Output::Event(event) => {
                     self.told_us.push(self.now);
+                    if let Event::Policy(news) = &event {
+                        self.policy_news(news);
+                    }
                     self.told.push(event);
                 }
             }
@@ -651,7 +706,7 @@ impl World {
     }
 
     /// Lets the gateway read what is there.
-    fn poke(&mut self, conn: u64) {
+    pub(super) fn poke(&mut self, conn: u64) {
         if self.sockets.get(&conn).is_some_and(|socket| socket.granted && !socket.to_gateway.is_empty()) {
             let wait = self.rng.range(10, 2_000);
             self.after(wait, Ev::ClientRead(conn));
@@ -659,6 +714,9 @@ impl World {
     }
 
     fn client_read(&mut self, conn: u64) {
+        if self.is_muted() {
+            return;
+        }
         let Some(socket) = self.sockets.get_mut(&conn).filter(|socket| socket.granted && !socket.to_gateway.is_empty()) else {
             return;
         };
@@ -968,6 +1026,9 @@ impl World {
 
     /// The cloud offers a policy on all sessions; its text and signature are the shell's to read.
     pub(super) fn offer(&mut self, version: u64) {
+        if !self.cloud.up {
+            return;
+        }
         let (text, signature) = (Bytes::from_static(b"text"), Bytes::from_static(b"signature"));
         self.cloud.say(&Body::PolicyOffer(PolicyOffer { version, text, signature }));
         self.serve_cloud();
@@ -1059,10 +1120,13 @@ impl World {
     // ---- the end
 
     pub(super) fn is_drained(&self) -> bool {
-        let troubled = self.events.values().any(|event| matches!(event, Ev::Trouble(..) | Ev::Mend(_) | Ev::EdgeStarts));
+        let ahead =
+            |event: &Ev| matches!(event, Ev::Trouble(..) | Ev::Mend(_) | Ev::EdgeStarts | Ev::Offer(_) | Ev::Checked { .. });
+        let troubled = self.events.values().any(ahead);
         let Some(gateway) = &self.gateway else { return false };
         let lanes = gateway.lanes();
         !troubled
+            && gateway.policies().on_trial().is_none()
             && self.clients.iter().all(Client::is_done)
             && Class::ALL.iter().all(|&class| lanes.status(class).records == 0)
             && lanes.void_count() == 0
