@@ -46,7 +46,7 @@ fn a_manifest_is_read_with_its_file_beside_it() {
     let int16 = parsed(&GOOD.replace("dtype = \"f32\"", "dtype = \"f32\"\nint16 = true")).unwrap();
     assert!(int16.input.int16);
     let wrong = problems("dtype = \"f32\"", "dtype = \"f32\"\nint16 = 1");
-    assert!(wrong.len() == 1 && wrong[0].place == "[input] int16, line 13", "{wrong:?}");
+    assert!(wrong.len() == 1 && wrong[0].place == "[input] int16, line 14", "{wrong:?}");
 }
 
 #[test]
