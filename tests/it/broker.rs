@@ -80,8 +80,17 @@ fn settle(site: &mut Site, reports: &[Report]) -> Verdict {
     verdict
 }
 
+/// Ends sensors, once what they sent is acknowledged.
 fn finish(sensors: Vec<Running>) -> Vec<Report> {
-    let reports: Vec<Report> = sensors.into_iter().map(|sensor| sensor.finish(ARRIVAL)).collect();
+    all_acknowledged(sensors.into_iter().map(|sensor| sensor.finish(ARRIVAL)).collect())
+}
+
+/// Waits until sensors have sent all of their `count_max`.
+fn complete(sensors: Vec<Running>) -> Vec<Report> {
+    all_acknowledged(sensors.into_iter().map(|sensor| sensor.wait(ARRIVAL)).collect())
+}
+
+fn all_acknowledged(reports: Vec<Report>) -> Vec<Report> {
     assert_eq!(reports.iter().map(|report| report.unacked).sum::<usize>(), 0, "the broker acknowledges everything");
     reports
 }
@@ -105,12 +114,14 @@ fn through_a_broker_every_message_is_stored_once_in_both_versions_and_every_qos(
     for (version, qos) in [("3.1.1", 2), ("5", 2), ("5", 1)] {
         let Some(broker) = Mosquitto::started("allow_anonymous true") else { return };
         let mut site = site(&broker, "through", &format!("version = \"{version}\"\nqos = {qos}"));
-        let sensors = (0..2).map(|client| {
-            let mut sensor = sensor(&broker, client, 1 + (client as u8 % 2), 0);
-            sensor.count_max = 400;
-            sensor.start()
-        });
-        let reports = finish(sensors.collect());
+        let sensors: Vec<Running> = (0..2)
+            .map(|client| {
+                let mut sensor = sensor(&broker, client, 1 + (client as u8 % 2), 0);
+                sensor.count_max = 400;
+                sensor.start()
+            })
+            .collect();
+        let reports = complete(sensors);
         let verdict = settle(&mut site, &reports);
         println!("{version} subscribed with QoS {qos}: {verdict}");
         assert_eq!(verdict.resent, 0, "nobody was interrupted");
@@ -223,12 +234,14 @@ fn a_broker_that_is_stopped_or_killed_is_connected_again_and_nothing_it_kept_is_
     wait_connected(&site);
     // What came while the box was away is with the broker; it is killed, and once more while the box catches up.
     site.stop_edge();
-    let sensors = (2..4).map(|client| {
-        let mut sensor = sensor(&broker, client, 1 + (client as u8 % 2), 0);
-        sensor.count_max = 150;
-        sensor.start()
-    });
-    reports.extend(finish(sensors.collect()));
+    let sensors: Vec<Running> = (2..4)
+        .map(|client| {
+            let mut sensor = sensor(&broker, client, 1 + (client as u8 % 2), 0);
+            sensor.count_max = 150;
+            sensor.start()
+        })
+        .collect();
+    reports.extend(complete(sensors));
     broker.save();
     broker.kill();
     broker.start();
@@ -258,8 +271,11 @@ fn a_message_that_is_too_long_is_counted_and_does_not_come_again() {
             let stored = oracle::texts(&oracle::open(&site.database()), "SELECT payload FROM samples");
             (stored == ["short"]).then_some(())
         });
-        let counts = ["unusable", "generation", "in_flight", "redelivered"].map(|key| count(&site, key));
-        assert_eq!(counts, [1, 4, 0, 0], "{version}: taken off the broker's hands, on the first connection of each class");
+        // Taken off the broker's hands, on the first connection of each class.
+        wait_for("the long message to be counted", ARRIVAL, || {
+            let counts = ["unusable", "generation", "in_flight", "redelivered"].map(|key| count(&site, key));
+            (counts == [1, 4, 0, 0]).then_some(())
+        });
         let status = site.edge_status().expect("the box runs");
         assert_eq!(status["inspected"][0]["reason"], "too_long");
     }
