@@ -36,7 +36,7 @@ enum Command {
     /// Ask the health graph: the cheapest way, what breaks if something fails, single points of failure, bottlenecks, changes
     Graph(GraphArgs),
     /// Compare what policies would have delivered over a link: Weir, strict priorities, a plain bridge, and the best possible
-    Sim(SimArgs),
+    Sim(Box<SimArgs>),
     /// Publish recorded messages again, at their own pace or faster
     Replay(ReplayArgs),
     /// Emulate a link between two network namespaces, and cut, slow or block it

@@ -199,8 +199,8 @@ impl Concern {
             Trouble::Degraded => 2.0,
             Trouble::Down => 4.0,
         };
-        // A few affected sites of many weigh less than all of them.
-        1.0 + more * self.confidence * self.share
+        // A few affected sites of many weigh less than all of them; what has reached half is on its way to the rest.
+        1.0 + more * self.confidence * (2.0 * self.share).min(1.0)
     }
 
     /// The same after it was held for a while.

@@ -69,9 +69,10 @@ pub struct CauseLimits {
 }
 
 impl Default for CauseLimits {
-    /// Three sites are the fewest that have anything in common but chance; 30 s is the breaker's hold-down.
+    /// Three sites are the fewest that have anything in common but chance; 30 s is the breaker's hold-down. A failure that spreads is told
+    /// to those that it has not reached: a quarter is enough if it is far from chance.
     fn default() -> Self {
-        CauseLimits { affected_min: 3, share_min: 0.5, raise: 0.9, keep: 0.5, raise_us: 2_000_000, hold_us: 30_000_000 }
+        CauseLimits { affected_min: 3, share_min: 0.25, raise: 0.9, keep: 0.5, raise_us: 2_000_000, hold_us: 30_000_000 }
     }
 }
 

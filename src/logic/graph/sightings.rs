@@ -8,6 +8,8 @@
 //! ```text
 //! log odds = ln(prior odds) + sum over bad sites of w ln(HIT / noise) + over good ones of w ln((1 - HIT) / (1 - noise))
 //! ```
+//! A failure that spreads has reached some sites and not yet all: then the part that is bad stands for `HIT`, and what is bad
+//! elsewhere for `noise`, if that is more. A node on every way has no elsewhere.
 //! The best node is taken, what it explains is set aside, and the next is looked for in the rest; `noise` is in the end the
 //! rate of what nothing explains, as Kulldorff's spatial scan (1997) compares inside with outside. A node is not blamed if
 //! those before it explain more one by one: three carriers failing are not a failing cloud while the fourth works. Among
@@ -60,6 +62,8 @@ pub(super) struct Finding {
     pub(super) share: f64,
     bad_weight: f64,
     good_weight: f64,
+    /// Part of the other sightings that are bad; `None` if there are too few to compare with.
+    elsewhere: Option<f64>,
     /// At the usual noise, for comparing.
     log_odds: f64,
     /// At the noise found.
@@ -68,8 +72,21 @@ pub(super) struct Finding {
 
 impl Finding {
     fn log_odds(&self, noise: f64) -> f64 {
-        let good = ln((1.0 - HIT) / (1.0 - noise));
-        ln(PRIOR_ODDS) + self.bad_weight * ln(HIT / noise) + self.good_weight * good
+        ln(PRIOR_ODDS) + self.evidence(HIT, noise).max(self.spreading(noise))
+    }
+
+    /// Of a cause that hits this part of its sites.
+    fn evidence(&self, hit: f64, noise: f64) -> f64 {
+        self.bad_weight * ln(hit / noise) + self.good_weight * ln((1.0 - hit) / (1.0 - noise))
+    }
+
+    /// Of one that has reached some of its sites and not yet all: more are bad there than elsewhere.
+    fn spreading(&self, noise: f64) -> f64 {
+        let hit = self.bad_weight / (self.bad_weight + self.good_weight).max(f64::MIN_POSITIVE);
+        match self.elsewhere.map(|elsewhere| noise.max(elsewhere)) {
+            Some(noise) if hit > noise && hit < HIT => self.evidence(hit, noise),
+            _ => f64::NEG_INFINITY,
+        }
     }
 
     pub(super) fn confidence(&self, noise: f64) -> f64 {
@@ -156,13 +173,28 @@ impl Sightings {
     /// The candidate that explains most, if any explains enough; of the sightings on which `within` is, if given.
     pub(super) fn best(&self, limits: &CauseLimits, within: Option<u32>) -> Option<Finding> {
         let tallies = self.tally(within);
+        let all = self.all_of_kind(within);
         let others = (0..).zip(&tallies).filter(|(candidate, _)| Some(*candidate) != within);
-        let findings = others.filter_map(|(candidate, tally)| tally.finding(candidate, limits));
+        let findings = others.filter_map(|(candidate, tally)| {
+            let all = &all[usize::from(self.candidates[candidate as usize].is_ack)];
+            tally.finding(candidate, tally.elsewhere(all), limits)
+        });
         findings.reduce(|best, other| {
             let kind = |finding: &Finding| self.candidates[finding.candidate as usize].node.0;
             let is_better = (other.log_odds, Reverse(kind(&other))) > (best.log_odds, Reverse(kind(&best)));
             if is_better { other } else { best }
         })
+    }
+
+    /// What is not set aside, of ways and of acknowledgements, whomever it is about.
+    fn all_of_kind(&self, within: Option<u32>) -> [Tally; 2] {
+        let mut all = [Tally::default(); 2];
+        let is_open =
+            |sighting: &&Sighting| !sighting.is_aside && within.is_none_or(|within| self.suspects(sighting).contains(&within));
+        for sighting in self.all.iter().filter(is_open) {
+            all[usize::from(sighting.is_ack)].add(sighting);
+        }
+        all
     }
 
     /// Counts what is not set aside, for all candidates.
@@ -224,22 +256,32 @@ fn is_cleared_by(held: &Sighting, other: &Sighting) -> bool {
 
 fn close_site(site: &mut Vec<(u32, Sighting)>, tallies: &mut [Tally]) {
     for (candidate, sighting) in site.drain(..) {
-        let tally = &mut tallies[candidate as usize];
-        match sighting.trouble {
-            Some(trouble) => {
-                tally.bad_weight += sighting.weight;
-                tally.by_trouble[trouble as usize] += 1;
-            }
-            None => {
-                tally.good_sites += 1;
-                tally.good_weight += sighting.weight;
-            }
-        }
+        tallies[candidate as usize].add(&sighting);
     }
 }
 
 impl Tally {
-    fn finding(&self, candidate: u32, limits: &CauseLimits) -> Option<Finding> {
+    fn add(&mut self, sighting: &Sighting) {
+        match sighting.trouble {
+            Some(trouble) => {
+                self.bad_weight += sighting.weight;
+                self.by_trouble[trouble as usize] += 1;
+            }
+            None => {
+                self.good_sites += 1;
+                self.good_weight += sighting.weight;
+            }
+        }
+    }
+
+    /// Part of all others that are bad; `None` if they are fewer than the usual.
+    fn elsewhere(&self, all: &Tally) -> Option<f64> {
+        let bad = (all.bad_weight - self.bad_weight).max(0.0);
+        let others = bad + (all.good_weight - self.good_weight).max(0.0);
+        (others >= USUAL_SIGHTINGS).then(|| (bad + USUAL_SIGHTINGS * NOISE_USUAL) / (others + USUAL_SIGHTINGS))
+    }
+
+    fn finding(&self, candidate: u32, elsewhere: Option<f64>, limits: &CauseLimits) -> Option<Finding> {
         let affected = self.by_trouble.iter().sum();
         let share = f64::from(affected) / f64::from(affected + self.good_sites).max(1.0);
         if affected < limits.affected_min || share < limits.share_min {
@@ -248,7 +290,8 @@ impl Tally {
         // The most frequent, of equals the worst.
         let trouble = Trouble::ALL.into_iter().max_by_key(|trouble| self.by_trouble[*trouble as usize])?;
         let (bad_weight, good_weight) = (self.bad_weight, self.good_weight);
-        let finding = Finding { candidate, trouble, affected, share, bad_weight, good_weight, log_odds: 0.0, confidence: 0.0 };
+        let (log_odds, confidence) = (0.0, 0.0);
+        let finding = Finding { candidate, trouble, affected, share, bad_weight, good_weight, elsewhere, log_odds, confidence };
         let log_odds = finding.log_odds(NOISE_USUAL);
         (log_odds > 0.0).then_some(Finding { log_odds, ..finding })
     }

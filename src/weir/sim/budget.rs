@@ -266,11 +266,11 @@ mod tests {
 
     #[test]
     fn a_paced_budget_is_worth_more_than_a_greedy_one_and_neither_more_than_the_bound() {
-        let case = run(&spec(600));
+        let case = run(&spec(400));
         let (alone, greedy, weir) = (case.of("free-only"), case.of("greedy"), case.of("weir"));
         assert!(case.policies.values().all(|outcome| outcome.value_ratio < 1.0), "{case:?}");
-        assert!(greedy.used_s.is_some_and(|s| s < 300), "greed ends early: {case:?}");
-        assert!(weir.value > greedy.value && greedy.value > alone.value, "{case:?}");
+        assert!(greedy.used_s.is_some_and(|s| s < 200), "greed ends early: {case:?}");
+        assert!(weir.value > 1.01 * greedy.value && weir.value > 1.01 * alone.value, "{case:?}");
         let most = case.month_bytes + case.month_bytes / 20;
         assert!(alone.paid_bytes == 0 && greedy.paid_bytes <= most && weir.paid_bytes <= most, "{case:?}");
     }

@@ -8,6 +8,7 @@ use anyhow::Context as _;
 
 use super::budget::{self, BudgetSpec};
 use super::case::{self, BASELINES, BOUND, Case, Details, WEIR};
+use super::federation::command::{self as federation, FederationArgs};
 use super::fleet::{self, FleetSpec};
 use super::own;
 use super::report::Report;
@@ -64,8 +65,21 @@ pub struct SimArgs {
     /// In place of a link: so many boxes lose their cloud for five minutes, and another time it is overloaded for a minute
     #[arg(long, value_name = "BOXES", conflicts_with_all = ["link", "all", "load", "workload", "deadlines", "config"])]
     pub fleet: Option<usize>,
+    /// In place of a link: so many whole boxes on two carriers, one of which fails from site to site; once they are told nothing by
+    /// the cloud, once what it finds, and once that while one in ten lies
+    #[arg(long, value_name = "BOXES", conflicts_with_all = ["link", "all", "load", "workload", "deadlines", "config", "fleet", "html"])]
+    pub federation: Option<usize>,
+    /// Seeds that --federation plays, from --seed on
+    #[arg(long, value_name = "COUNT", default_value_t = 1, requires = "federation")]
+    pub seeds: u64,
+    /// Fail if the cloud's advice saves less than this part of the deadlines that are lost without it
+    #[arg(long, value_name = "PART", requires = "federation")]
+    pub require_saved: Option<f64>,
+    /// Fail if, for any seed, the value where one in ten lies is less than this part of the value without advice
+    #[arg(long, value_name = "PART", requires = "federation")]
+    pub require_lied: Option<f64>,
     /// A second uplink beside --link, whose bytes are metered: what the month's budget is worth, spent greedily and by Weir
-    #[arg(long, value_name = "LINK", conflicts_with_all = ["all", "workload", "deadlines", "config", "fleet", "html"])]
+    #[arg(long, value_name = "LINK", conflicts_with_all = ["all", "workload", "deadlines", "config", "fleet", "federation", "html"])]
     pub paid_link: Option<String>,
     /// Bytes of the month, as a part of what --link carries in it
     #[arg(long, value_name = "PART", default_value_t = 0.05, requires = "paid_link")]
@@ -86,6 +100,18 @@ pub fn run(args: &SimArgs) -> anyhow::Result<ExitCode> {
     if let Some(boxes) = args.fleet {
         run_fleet(boxes, args.seed, args.json.as_deref())?;
         return Ok(ExitCode::SUCCESS);
+    }
+    if let Some(sites) = args.federation {
+        let args = FederationArgs {
+            sites,
+            seeds: (args.seed, args.seeds),
+            json: args.json.as_deref(),
+            require_saved: args.require_saved,
+            require_lied: args.require_lied,
+        };
+        let mut out = io::stdout().lock();
+        let unmet = federation::run(&args, &mut out)?;
+        return conclude(&unmet, &mut out);
     }
     if let Some(paid) = &args.paid_link {
         let mut out = io::stdout().lock();

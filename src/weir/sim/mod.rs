@@ -13,6 +13,7 @@ pub mod bound;
 pub mod budget;
 pub mod case;
 pub mod command;
+pub mod federation;
 pub mod fleet;
 pub mod gateway;
 mod machine;

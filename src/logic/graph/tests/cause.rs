@@ -94,7 +94,7 @@ fn a_carrier_that_fails_for_most_of_its_sites_is_named_and_they_are_told() {
     let shared = fleet.sites[88].1.shared(0);
     let (node, concern) = box_88.about(0, shared).expect("a concern");
     assert_eq!((node.to_string().as_str(), concern.trouble, concern.share), ("carrier/carrier-1", Trouble::Down, 0.8));
-    assert!((concern.slowdown() - (1.0 + 4.0 * concern.confidence * 0.8)).abs() < 1e-9);
+    assert!((concern.slowdown() - (1.0 + 4.0 * concern.confidence)).abs() < 1e-9);
     let later = box_88.about(60 * SECOND_US, shared).expect("a concern").1;
     assert!((later.confidence - concern.confidence / 2.0).abs() < 0.01 && later.age_us >= 60 * SECOND_US);
     assert!(later.slowdown() < concern.slowdown());
@@ -153,6 +153,15 @@ fn where_everything_is_bad_at_random_nothing_stands_out() {
         fleet.second(|at| Some(if (at * 7 + second * 13 + at / 9 * 5) % 10 < 4 { red() } else { healthy(0, 1.0) }));
         assert_eq!(fleet.named(), [""; 0], "second {second}");
     }
+}
+
+#[test]
+fn a_carrier_whose_failure_has_reached_a_third_of_its_sites_is_named_and_the_cloud_is_not() {
+    let mut fleet = Fleet::new(60, 2);
+    for _ in 0..5 {
+        fleet.second(|at| Some(if at % 2 == 1 && at < 22 { red() } else { healthy(0, 1.0) }));
+    }
+    assert_eq!(fleet.named(), ["carrier/carrier-1 down"], "11 of 30");
 }
 
 #[test]
