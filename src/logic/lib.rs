@@ -5,6 +5,7 @@
 
 pub mod block;
 pub mod budget;
+pub mod congestion;
 pub mod explain;
 pub mod gateway;
 pub mod graph;
