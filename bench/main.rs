@@ -1,9 +1,11 @@
-//! `weir-bench`: measurements on one machine, of the whole path with real sockets, disk and database, of the graph, and of the plan.
+//! `weir-bench`: measurements on one machine, of the whole path with real sockets, disk and database, of
+//! congestion control over emulated links, of the graph, and of the plan.
 //!
 //! Gateway and cloud are the real binaries in processes of their own, so that CPU time and memory are theirs alone.
 #![expect(clippy::print_stdout, reason = "a benchmark speaks to its user")]
 
 mod cascade;
+mod congestion;
 mod graph;
 mod outage;
 mod path;
@@ -31,6 +33,8 @@ enum Command {
     Outage(outage::Args),
     /// The gateway's binary and memory, with and without a model.
     Size(size::Args),
+    /// Congestion controllers over emulated links: what they carry and lose, and how late a critical message is.
+    Congestion(congestion::Args),
     /// The health graph at fleet size: memory for each box, merges a second, common causes.
     Graph(graph::Args),
     /// The plan of a large box: making it, and asking it about a record.
@@ -44,6 +48,7 @@ fn main() -> anyhow::Result<()> {
         Command::Path(args) => path::run(&args),
         Command::Outage(args) => outage::run(&args),
         Command::Size(args) => size::run(&args),
+        Command::Congestion(args) => congestion::run(&args),
         Command::Graph(args) => graph::run(&args),
         Command::Plan(args) => plan::run(&args),
         Command::Cascade(args) => cascade::run(&args),

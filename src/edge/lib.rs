@@ -5,6 +5,7 @@
 
 mod budget;
 pub mod config;
+pub mod congestion;
 mod metrics;
 mod shell;
 pub mod status;

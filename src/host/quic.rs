@@ -3,11 +3,11 @@
 //! quinn's defaults allow a peer 200 streams of 1.25 MB each and 10 MB of unsent data. Here a box allows
 //! a handful of streams and 1 MiB in all. One endpoint per uplink: quinn has no multipath, and an
 //! endpoint's socket decides the way out. Data in the send buffer can no longer be overtaken by more
-//! urgent data, so `send_window` starts small; the session raises it with the path's measured
-//! bandwidth-delay product through [`quinn::Connection::set_send_window`].
+//! urgent data, so `send_window` starts small; the session lets it follow the congestion window
+//! through [`quinn::Connection::set_send_window`]. Who makes a client decides how much may be under way, see [`Congestion`].
 
 use std::{
-    io,
+    fmt, io,
     net::{SocketAddr, UdpSocket},
     sync::Arc,
     time::Duration,
@@ -18,7 +18,6 @@ use quinn::{
     crypto::rustls::{NoInitialCipherSuite, QuicClientConfig, QuicServerConfig},
 };
 use rustls::pki_types::CertificateDer;
-use serde::{Deserialize, Serialize};
 use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::tls::{Identity, IdentityError, identity};
@@ -78,27 +77,24 @@ pub(crate) fn advice(err: &io::Error) -> &'static str {
     }
 }
 
-/// How a connection reacts to loss.
-///
-/// Measured through the emulated link at 5 Mbit/s, 80 ms and 0.5 % of random loss, which no queue causes:
-/// with a send window of one to two bandwidth-delay products, cubic carries 2.5 to 2.7 Mbit/s and bbr 3.8 to
-/// 4.4 at up to 100 ms of queue. With a window that follows twice the congestion window, as a box's session has
-/// it, cubic carries 2.3 and bbr 4.6, but bbr fills the modem's queue (433 ms) and loses as much as it carries.
-/// On 12 Mbit/s with 0.1 % of loss both carry the same, and bbr loses 13 times as many packets.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Congestion {
-    /// Halves (nearly) on loss and fills queues; the best understood of the three.
-    #[default]
-    Cubic,
-    /// Follows the measured bottleneck rate; holds its rate under random loss. quinn calls it experimental.
-    Bbr,
-    /// Halves on loss.
-    NewReno,
+/// Makes the congestion controller of each connection; by default quinn's cubic, which halves (nearly) on loss and fills queues.
+#[derive(Clone)]
+pub struct Congestion(pub Arc<dyn congestion::ControllerFactory + Send + Sync>);
+
+impl Default for Congestion {
+    fn default() -> Self {
+        Self(Arc::new(congestion::CubicConfig::default()))
+    }
+}
+
+impl fmt::Debug for Congestion {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Congestion")
+    }
 }
 
 /// Limits and timers of a connection.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct Transport {
     /// Bytes the peer may send unread on one stream.
     pub stream_window_bytes: u64,
@@ -116,7 +112,7 @@ pub struct Transport {
     pub idle_timeout: Duration,
     /// Round-trip time assumed before the first measurement. 333 ms; source: RFC 9002, 6.2.2.
     pub initial_rtt: Duration,
-    /// Reaction to loss.
+    /// How much may be under way.
     pub congestion: Congestion,
 }
 
@@ -154,11 +150,6 @@ impl Transport {
     fn config(&self) -> Result<Arc<TransportConfig>, QuicError> {
         let limit = |what, value| VarInt::from_u64(value).map_err(|_| QuicError::Limit { what, value });
         let idle_ms = u64::try_from(self.idle_timeout.as_millis()).unwrap_or(u64::MAX);
-        let congestion: Arc<dyn congestion::ControllerFactory + Send + Sync> = match self.congestion {
-            Congestion::Cubic => Arc::new(congestion::CubicConfig::default()),
-            Congestion::Bbr => Arc::new(congestion::BbrConfig::default()),
-            Congestion::NewReno => Arc::new(congestion::NewRenoConfig::default()),
-        };
         let mut config = TransportConfig::default();
         config
             .stream_receive_window(limit("stream window", self.stream_window_bytes)?)
@@ -171,7 +162,7 @@ impl Transport {
             .initial_rtt(self.initial_rtt)
             .mtu_discovery_config(Some(MtuDiscoveryConfig::default()))
             .datagram_receive_buffer_size(None)
-            .congestion_controller_factory(congestion);
+            .congestion_controller_factory(self.congestion.0.clone());
         Ok(Arc::new(config))
     }
 }

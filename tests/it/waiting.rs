@@ -63,9 +63,18 @@ fn what_outlives_its_ttl_is_given_up_with_that_reason_and_nothing_is_missing() {
 }
 
 #[test]
-fn heartbeats_do_not_queue_behind_a_backlog() {
+fn heartbeats_do_not_queue_behind_a_backlog_under_cubic() {
+    drain_a_backlog("cubic");
+}
+
+#[test]
+fn heartbeats_do_not_queue_behind_a_backlog_under_bdp() {
+    drain_a_backlog("bdp");
+}
+
+fn drain_a_backlog(congestion: &str) {
     let mut plan = Plan::new("disk", STREAM);
-    plan.link = NARROW;
+    (plan.link, plan.uplink) = (NARROW, format!("congestion = \"{congestion}\""));
     let mut site = Site::started(binaries(), plan);
     site.wait_uplink(true);
     // Sixteen seconds of the link: a heartbeat behind all that would end the session, which is silent for 1.5 s at most.
@@ -78,7 +87,7 @@ fn heartbeats_do_not_queue_behind_a_backlog() {
         (site.edge_holds()? == 0).then_some(())
     });
     let uplink = &site.edge_status().expect("the box answers")["uplinks"][0];
-    println!("slowest heartbeat {} ms", slowest_us / 1_000);
+    println!("{congestion}: slowest heartbeat {} ms", slowest_us / 1_000);
     assert_eq!((uplink["ups"].as_u64(), uplink["downs"].as_u64()), (Some(1), Some(0)), "{uplink}");
     assert!((1..1_500_000).contains(&slowest_us), "{slowest_us} us");
     site.stop_edge();

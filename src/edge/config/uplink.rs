@@ -5,12 +5,13 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 use weir_host::proxy::{self, Proxy};
-use weir_host::quic::{Congestion, Transport};
+use weir_host::quic::Transport;
 use weir_host::units::{BitRate, Bytes, Duration};
 use weir_logic::ids::Class;
 use weir_logic::uplink::SessionLimits;
 
 use super::address;
+use crate::congestion::Congestion;
 
 /// `[[uplink]]`
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
@@ -29,7 +30,7 @@ pub struct Uplink {
     pub bind: Option<IpAddr>,
     /// Network interface to use, whatever the routes say; `None` for the system's choice.
     pub interface: Option<String>,
-    /// How it reacts to loss.
+    /// How much it may have under way.
     pub congestion: Congestion,
     /// Rate it is assumed to carry until that is measured.
     pub rate: Option<BitRate>,
@@ -64,7 +65,7 @@ impl Uplink {
 
     /// Limits and timers of its QUIC connection.
     pub fn transport(&self) -> Transport {
-        Transport { congestion: self.congestion, ..Transport::edge() }
+        Transport { congestion: self.congestion.factory(), ..Transport::edge() }
     }
 }
 

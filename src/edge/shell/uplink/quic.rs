@@ -10,7 +10,9 @@ use bytes::Bytes;
 use quinn::{Connection, RecvStream, SendStream};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 use weir_host::quic;
+use weir_logic::congestion::send_window;
 use weir_logic::health::PathStats;
 use weir_logic::ids::Class;
 use weir_logic::lanes::Flow;
@@ -19,11 +21,9 @@ use super::{BLOCKS_LEN, Events, Outgoing, UplinkEvent, UplinkTarget, look_up, of
 
 /// Largest piece handed to QUIC at once.
 const PIECE_LEN: usize = 16 * 1024;
-/// How often the path is looked at and the send window follows it.
+/// How often the path is reported, and how often it is looked at while the congestion window moves.
 const PATH_INTERVAL: Duration = Duration::from_millis(250);
-/// Bounds of the send window: what is written into it can no longer be overtaken.
-const SEND_WINDOW_MIN: u64 = 32 * 1024;
-const SEND_WINDOW_MAX: u64 = 4 * 1024 * 1024;
+const WINDOW_INTERVAL: Duration = Duration::from_millis(25);
 
 /// Connects and moves bytes until the connection ends; returns why.
 pub(super) async fn run(target: &UplinkTarget, config: &quinn::ClientConfig, events: &Events, outgoing: Outgoing) -> String {
@@ -149,25 +149,35 @@ fn priority(flow: Flow) -> i32 {
     }
 }
 
-/// Reports the path, and lets the send window follow twice its bandwidth-delay product: once is what must be under way, and
-/// the rest lets a congestion window grow that is never seen to be full otherwise.
+/// Reports the path, and lets the send window follow the congestion window.
 async fn watch_path(connection: Connection, events: Events) -> Result<(), String> {
-    let mut interval = tokio::time::interval(PATH_INTERVAL);
+    let mut reported: Option<Instant> = None;
+    let mut cwnd_bytes = 0;
     loop {
-        interval.tick().await;
         let stats = connection.stats();
-        let path = PathStats {
-            rtt_us: stats.path.rtt.as_micros() as u64,
-            rtt_min_us: 0,
-            received_packets: stats.udp_rx.datagrams,
-            sent_packets: stats.path.sent_packets,
-            lost_packets: stats.path.lost_packets,
-            sent_bytes: stats.udp_tx.bytes,
-            received_bytes: stats.udp_rx.bytes,
-            cwnd_bytes: stats.path.cwnd,
-            congestion_events: stats.path.congestion_events,
-        };
-        connection.set_send_window((2 * path.cwnd_bytes).clamp(SEND_WINDOW_MIN, SEND_WINDOW_MAX));
-        events.send(UplinkEvent::Path(path)).await;
+        let has_moved = stats.path.cwnd != cwnd_bytes;
+        cwnd_bytes = stats.path.cwnd;
+        if has_moved {
+            connection.set_send_window(send_window(cwnd_bytes));
+        }
+        if reported.is_none_or(|at| at.elapsed() >= PATH_INTERVAL) {
+            reported = Some(Instant::now());
+            events.send(UplinkEvent::Path(path_stats(&stats))).await;
+        }
+        tokio::time::sleep(if has_moved { WINDOW_INTERVAL } else { PATH_INTERVAL }).await;
+    }
+}
+
+fn path_stats(stats: &quinn::ConnectionStats) -> PathStats {
+    PathStats {
+        rtt_us: stats.path.rtt.as_micros() as u64,
+        rtt_min_us: 0,
+        received_packets: stats.udp_rx.datagrams,
+        sent_packets: stats.path.sent_packets,
+        lost_packets: stats.path.lost_packets,
+        sent_bytes: stats.udp_tx.bytes,
+        received_bytes: stats.udp_rx.bytes,
+        cwnd_bytes: stats.path.cwnd,
+        congestion_events: stats.path.congestion_events,
     }
 }
