@@ -87,7 +87,10 @@ fn an_answer_joins_its_record_a_killed_cloud_costs_nothing_and_one_trial_brings_
     // 20 windows a second of each of three sensors.
     let reports = played(sensors(&site, 0, 60, 80));
     assert!(reports.iter().all(|report| report.unacked == 0));
-    site.drain();
+    wait_for("every window to be scored and stored", LIMIT, || {
+        let db = oracle::open(&site.database());
+        (oracle::count(&db, "SELECT count(*) FROM verdicts WHERE model = 'watch-small'") == 180).then_some(())
+    });
     wait_for("nothing under way", LIMIT, || (offload(&site)["in_flight"] == 0).then_some(()));
     site.drain();
     let db = oracle::open(&site.database());

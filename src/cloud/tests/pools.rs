@@ -103,14 +103,15 @@ async fn only_who_may_hears_of_a_pool_and_is_answered() {
 }
 
 #[tokio::test]
-async fn a_pool_is_shared_evenly_by_two_hundred_gateways_that_all_want_more_of_it() {
-    const GATEWAYS: usize = 200;
-    const ANSWERS: usize = 5_000;
+async fn a_pool_is_shared_evenly_by_gateways_that_all_want_more_of_it() {
+    // Two hundred of them share the scheduler evenly in `logic::pool`'s tests; here it is their connections that cost.
+    const GATEWAYS: usize = 30;
+    const ANSWERS: usize = 900;
     let names: Vec<String> = (0..GATEWAYS).map(|at| format!("site-{at}")).collect();
     let enrolled = names.clone();
     let rig = Rig::with(|config| {
         config.gateways.enrolled = enrolled;
-        config.pool = vec![pool("large", &["site-*"])];
+        config.pool = vec![Pool { queue_max: 64, ..pool("large", &["site-*"]) }];
     })
     .await;
     let mut gateways = Vec::new();

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-/// Times of the last [`LATENCIES_MAX`] answers.
+/// Times of the last 256 answers.
 #[derive(Debug, Clone, Default)]
 pub struct Latencies {
     /// In microseconds, oldest first.

@@ -109,7 +109,6 @@ fn two_hundred_gateways_get_equal_parts_whatever_they_ask_for_and_hear_no_at_onc
     let shares: Vec<f64> = served.iter().map(|&count| f64::from(count)).collect();
     refused_waits_us.sort_unstable();
     let (p50_us, p99_us) = (refused_waits_us[refused / 2], refused_waits_us[refused * 99 / 100]);
-    println!("fairness {:.4}, {refused} refused after {p50_us} us (p50), {p99_us} us (p99)", fairness(&shares));
     assert!(fairness(&shares) >= 0.95, "{}", fairness(&shares));
     assert_eq!(critical_refused, 0);
     // 4 s of work come a second: refusals are the rule, and hardly one of them comes after waiting.
