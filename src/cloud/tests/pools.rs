@@ -1,6 +1,4 @@
-//! Pools over real connections: who may ask, what they hear, and how a pool is shared by many.
-
-use std::sync::atomic::AtomicUsize;
+//! Pools over real connections: who may ask, and what they hear.
 
 use quinn::Connection;
 use weir_infer::Backend;
@@ -99,73 +97,5 @@ async fn only_who_may_hears_of_a_pool_and_is_answered() {
     };
     let mut status = rig.status.clone();
     tokio::time::timeout(LIMIT, status.wait_for(shown)).await.unwrap().unwrap();
-    rig.stop().await;
-}
-
-#[tokio::test]
-async fn a_pool_is_shared_evenly_by_gateways_that_all_want_more_of_it() {
-    // Two hundred of them share the scheduler evenly in `logic::pool`'s tests; here it is their connections that cost.
-    const GATEWAYS: usize = 30;
-    const ANSWERS: usize = 900;
-    let names: Vec<String> = (0..GATEWAYS).map(|at| format!("site-{at}")).collect();
-    let enrolled = names.clone();
-    let rig = Rig::with(|config| {
-        config.gateways.enrolled = enrolled;
-        config.pool = vec![Pool { queue_max: 64, ..pool("large", &["site-*"]) }];
-    })
-    .await;
-    let mut gateways = Vec::new();
-    for (at, name) in names.iter().enumerate() {
-        let mut gateway = rig.gateway(name).await;
-        gateway.hello(1 + at as u64, &[]).await.unwrap();
-        gateways.push(gateway);
-    }
-    // Nobody asks before all can.
-    let total = Arc::new(AtomicUsize::new(0));
-    let mut asking = JoinSet::new();
-    for (at, gateway) in gateways.into_iter().enumerate() {
-        let total = total.clone();
-        // The greediest has eight times as many under way as the humblest.
-        asking.spawn(async move {
-            // All of it, not its connection alone: the control stream must stay open.
-            let gateway = gateway;
-            let mut under_way = JoinSet::new();
-            let (mut answers, mut refusals, mut asked) = (0, [0_u32; 4], 0_u32);
-            while total.load(Relaxed) < ANSWERS {
-                while under_way.len() < 2 + 2 * (at % 8) {
-                    asked += 1;
-                    let class = if asked.is_multiple_of(50) { Class::Critical } else { Class::Bulk };
-                    let (connection, request) = (gateway.connection.clone(), request("large", class, asked as f32));
-                    under_way.spawn(async move { (class, ask(&connection, request).await) });
-                }
-                let (class, asked) = under_way.join_next().await.unwrap().unwrap();
-                match asked {
-                    Ok(_) => {
-                        answers += 1;
-                        total.fetch_add(1, Relaxed);
-                    }
-                    Err(refusal) => {
-                        refusals[class.index()] += 1;
-                        assert_eq!(RefusalKind::from_code(refusal.kind), RefusalKind::Busy, "{}", refusal.reason);
-                        tokio::time::sleep(Duration::from_millis(refusal.retry_after_ms.into())).await;
-                    }
-                }
-            }
-            under_way.shutdown().await;
-            (answers, refusals)
-        });
-    }
-    let (mut shares, mut refused, mut critical_refused) = (Vec::new(), 0, 0);
-    while let Some(done) = tokio::time::timeout(2 * LIMIT, asking.join_next()).await.unwrap() {
-        let (answers, refusals) = done.unwrap();
-        shares.push(f64::from(answers));
-        refused += refusals.iter().sum::<u32>();
-        critical_refused += refusals[Class::Critical.index()];
-    }
-    let (sum, squares) = shares.iter().fold((0.0, 0.0), |(sum, squares), share| (sum + share, squares + share * share));
-    let fairness: f64 = sum * sum / (GATEWAYS as f64 * squares);
-    println!("{sum} answers, {refused} refusals, {critical_refused} of them critical: fairness {fairness:.4}");
-    assert!(fairness >= 0.95, "{fairness}: {shares:?}");
-    assert!(refused > 0 && critical_refused == 0, "{refused} refused, {critical_refused} of them critical");
     rig.stop().await;
 }
