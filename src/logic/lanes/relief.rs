@@ -100,7 +100,9 @@ impl Lane {
     fn oldest(&self, coarseness: Coarseness) -> Option<Position> {
         let at_rest = |position: &&Position| {
             let block = &self.blocks[position];
-            block.send == Send::Queued && block.disk != Disk::Writing
+            // What was read and waits for its turn to be sent is in neither queue.
+            let waits = self.live.contains(position) || self.backlog.contains(position);
+            block.send == Send::Queued && block.disk != Disk::Writing && waits
         };
         self.thinnable.get(coarseness as usize)?.iter().find(at_rest).copied()
     }
@@ -240,7 +242,8 @@ impl Lanes {
         self.lanes[key.lane.index()].thinning = None;
         let position = self.position_of(key)?;
         let lane = &mut self.lanes[key.lane.index()];
-        lane.blocks.get_mut(&position).expect("position_of found it").send = Send::Queued;
+        let block = lane.blocks.get_mut(&position).filter(|block| block.send == Send::Thinning)?;
+        block.send = Send::Queued;
         lane.backlog.insert(position);
         Some(position)
     }

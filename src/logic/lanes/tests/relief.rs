@@ -115,3 +115,33 @@ fn a_block_that_was_thinned_where_it_lies_is_not_thinned_again_for_the_same_leve
     }
     assert_eq!(sent, blocks.len());
 }
+
+#[test]
+fn a_block_that_was_read_to_be_sent_is_not_thinned_meanwhile() {
+    let mut disk = BTreeMap::new();
+    let lane = LanePolicy { overflow: Overflow::Thin, ..policy(Durability::Disk) };
+    let mut lanes = overfilled(lane, None, &mut disk);
+    lanes.set_uplink_up(0, true);
+    // From here on it is full, of blocks that are whole.
+    lanes.lanes[Class::Normal.index()].policy.cap_bytes = lanes.status(Class::Normal).bytes;
+    let ways = [Some(CREDITS)];
+    let now_us = 100 * SECOND;
+    let mut sent = 0;
+    while let Some(outgoing) = lanes.outgoing(now_us, &ways, &one_way()) {
+        match outgoing {
+            Outgoing::Send { flow, block, .. } => {
+                lanes.written(0, flow, block.len() as u64);
+                sent += 1;
+            }
+            Outgoing::Load { key } => {
+                lanes.loaded(now_us, key, disk.get(&key).cloned());
+                while let Some(to_thin) = lanes.relieve(now_us, &one_way()) {
+                    assert_ne!(to_thin, key);
+                    lanes.load_failed(now_us, to_thin);
+                }
+            }
+        }
+        check(&lanes);
+    }
+    assert!(sent > 3, "{sent}");
+}
