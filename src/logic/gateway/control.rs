@@ -61,7 +61,9 @@ impl Gateway {
                 health.acked(now_us, acked.bytes, acked.sent_us);
             }
         }
-        let at_once = std::mem::take(&mut self.control.at_once) | self.watch_ways(now_us);
+        // What was planned for an outage must not last a second longer than that.
+        let has_resumed = self.health.iter().any(UplinkHealth::has_resumed);
+        let at_once = std::mem::take(&mut self.control.at_once) | self.watch_ways(now_us) | has_resumed;
         if now_us < self.control.due_us && !at_once {
             return;
         }

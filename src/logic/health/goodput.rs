@@ -2,7 +2,8 @@
 //!
 //! Two averages of the delivered rate, of 3 s and 300 s. The long one matters more: over a minute to come a link is far more
 //! likely to be what it mostly was than what it is this second (measured in the prototype of the plan: chasing the last
-//! seconds costs 1.2 points of value). The forecast starts from the present rate and returns to the mean.
+//! seconds costs 1.2 points of value). The forecast starts from the present rate and returns to the mean. A third average
+//! leaves outages out: what the uplink carried when it last was up is what it starts from when it is up again.
 //!
 //! The trap is that one can only see what was sent. A step counts in full if there was more to send all through it, so
 //! that the link was the limit. Otherwise it may raise an average and never lower it (BBR's rule for samples limited by the
@@ -16,8 +17,12 @@ pub struct Goodput {
     at_us: u64,
     fast_bps: f64,
     mean_bps: f64,
-    /// Seconds that `mean_bps` has counted.
+    /// The same without outages, and as it was when something last came through.
+    up_bps: f64,
+    last_up_bps: f64,
+    /// Seconds that `mean_bps` and `up_bps` have counted.
     counted_s: f64,
+    counted_up_s: f64,
     /// What is not counted yet: time without enough to send, or bytes that came in no time.
     pending_us: u64,
     pending_bytes: u64,
@@ -32,7 +37,10 @@ impl Goodput {
             at_us: now_us,
             fast_bps: nominal_bps,
             mean_bps: nominal_bps,
+            up_bps: nominal_bps,
+            last_up_bps: nominal_bps,
             counted_s: 0.0,
+            counted_up_s: 0.0,
             pending_us: 0,
             pending_bytes: 0,
             starved_us: 0,
@@ -44,11 +52,14 @@ impl Goodput {
     pub fn step(&mut self, now_us: u64, delivered_bytes: u64, had_more_to_send: bool) {
         let step_us = now_us.saturating_sub(self.at_us);
         self.at_us = self.at_us.max(now_us);
+        let is_resumed = delivered_bytes > 0 && self.is_starved();
+        if is_resumed {
+            // The outage does not count.
+            self.up_bps = self.last_up_bps;
+        }
         match (delivered_bytes, had_more_to_send) {
             (0, true) => self.starved_us = self.starved_us.saturating_add(step_us),
             (0, false) => {}
-            // The end of an outage; and the seconds before it say nothing about those after it.
-            _ if self.starved_us >= OUTAGE_US => self.begin_anew(),
             _ => self.starved_us = 0,
         }
         if had_more_to_send {
@@ -60,7 +71,14 @@ impl Goodput {
             if step_us > 0 {
                 self.count(step_us, false);
             }
+            if is_resumed {
+                // The seconds before say nothing about those after.
+                self.begin_anew();
+            }
             return;
+        }
+        if is_resumed {
+            self.begin_anew();
         }
         self.pending_us = self.pending_us.saturating_add(step_us);
         self.pending_bytes = self.pending_bytes.saturating_add(delivered_bytes);
@@ -69,9 +87,13 @@ impl Goodput {
         }
     }
 
-    /// What held the link back is over: it is expected to carry at least what it carries as a rule.
+    /// What held the link back is over: it is expected to carry at least what it carries as a rule, and what it did when it last
+    /// was up.
     pub fn begin_anew(&mut self) {
-        self.fast_bps = self.fast_bps.max(self.mean_bps);
+        if self.is_starved() {
+            self.up_bps = self.last_up_bps;
+        }
+        self.fast_bps = self.fast_bps.max(self.mean_bps).max(self.up_bps);
         self.starved_us = 0;
     }
 
@@ -83,6 +105,11 @@ impl Goodput {
     /// Delivered rate of the last minutes, in bits per second (`mu`): what the uplink carries as a rule.
     pub fn mean_bps(&self) -> f64 {
         self.mean_bps
+    }
+
+    /// True in an outage.
+    pub fn is_starved(&self) -> bool {
+        self.starved_us >= OUTAGE_US
     }
 
     /// For how long nothing was delivered although there was something to send, in microseconds.
@@ -111,6 +138,13 @@ impl Goodput {
         if !raise_only || rate_bps > self.mean_bps {
             self.mean_bps = towards(self.mean_bps, rate_bps, mean_weight(self.counted_s, span_s));
             self.counted_s += span_s;
+        }
+        if !raise_only || rate_bps > self.up_bps {
+            self.up_bps = towards(self.up_bps, rate_bps, mean_weight(self.counted_up_s, span_s));
+            self.counted_up_s += span_s;
+        }
+        if rate_bps > 0.0 {
+            self.last_up_bps = self.up_bps;
         }
     }
 }
@@ -165,6 +199,26 @@ mod tests {
             assert!((goodput.fast_bps() / fast - 1.0).abs() < 1e-9, "fast at {t}");
             assert!((goodput.mean_bps() / mean - 1.0).abs() < 1e-9, "mean at {t}: {} {mean}", goodput.mean_bps());
         }
+    }
+
+    #[test]
+    fn after_an_outage_the_rate_starts_from_what_it_was_while_the_link_was_up() {
+        let mut goodput = Goodput::new(0, 500_000);
+        let mut now_us = 0;
+        for _ in 0..20 {
+            for delivered in [125_000, 0] {
+                for _ in 0..30 {
+                    now_us += SECOND_US;
+                    goodput.step(now_us, delivered, true);
+                }
+            }
+        }
+        assert!((0.45e6..0.55e6).contains(&goodput.mean_bps()), "half of the time: {}", goodput.mean_bps());
+        assert!(goodput.is_starved() && goodput.fast_bps() < 100.0);
+        now_us += SECOND_US;
+        goodput.step(now_us, 1_000, true);
+        assert!(!goodput.is_starved());
+        assert!((0.9e6..1.01e6).contains(&goodput.fast_bps()), "{}", goodput.fast_bps());
     }
 
     #[test]

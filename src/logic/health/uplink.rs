@@ -200,6 +200,11 @@ impl UplinkHealth {
         self.judge(now_us);
     }
 
+    /// True if something came through after an outage, and that is not counted yet.
+    pub fn has_resumed(&self) -> bool {
+        self.delivered_bytes > 0 && self.goodput.is_starved()
+    }
+
     /// A ping was sent.
     pub fn pinged(&mut self, now_us: u64) {
         self.pinged_us = Some(now_us);

@@ -68,6 +68,8 @@ pub(super) struct Schedule {
     clock: u64,
     /// Read from disk and waiting for their stream.
     ready: PerClass<Option<(BlockKey, Bytes)>>,
+    /// How urgent that was when it was last compared with what else waits.
+    ready_urgency: PerClass<Option<f64>>,
     loading: PerClass<bool>,
     /// No load before this, because the last one failed.
     load_after_us: PerClass<u64>,
@@ -80,7 +82,8 @@ pub(super) struct Schedule {
 impl Schedule {
     /// A block that was asked for is there, to be sent next on its lane's backlog stream.
     pub(super) fn ready(&mut self, key: BlockKey, block: Bytes) {
-        self.ready[key.lane.index()] = Some((key, block));
+        let at = key.lane.index();
+        (self.ready[at], self.ready_urgency[at]) = (Some((key, block)), None);
     }
 
     /// The one load of this lane ended.
@@ -128,6 +131,11 @@ impl Schedule {
         }
         self.unwritten[at][index(flow)] += len;
     }
+}
+
+/// Bytes that may be under way by this uplink; none if it is down.
+fn credit(uplink: u8, flow: Flow, ways: &[Option<PerClass<u64>>]) -> u64 {
+    ways.get(usize::from(uplink)).copied().flatten().map_or(0, |credits| credits[flow.lane.index()])
 }
 
 fn index(flow: Flow) -> usize {
@@ -220,6 +228,9 @@ impl Lanes {
     /// lane takes the first uplink of its list in `plan` that is up and has room. What `plan` has no price for is sent as it
     /// is; what it holds only if nothing else wants to be sent.
     pub fn outgoing(&mut self, now_us: u64, ways: &[Option<PerClass<u64>>], plan: &Plan) -> Option<Outgoing> {
+        if plan.weighs {
+            self.put_back(now_us, plan);
+        }
         loop {
             if let Some((uplink, flow, key, block)) = self.schedule.copies.pop_front() {
                 return Some(Outgoing::Send { uplink, flow, key, block });
@@ -229,6 +240,27 @@ impl Lanes {
                 return Some(outgoing);
             }
             // What was chosen had been acknowledged or given up meanwhile and is gone now: choose again.
+        }
+    }
+
+    /// Puts a block back that was read and became late while it waited for its turn, if another of its lane is more urgent now:
+    /// else the whole backlog would wait behind it.
+    fn put_back(&mut self, now_us: u64, plan: &Plan) {
+        for lane in [Class::High, Class::Normal, Class::Bulk] {
+            let at = lane.index();
+            let Some(position) = self.schedule.ready_key(lane).and_then(|key| self.position_of(key)) else { continue };
+            let urgency = self.urgency_at(now_us, lane, position, plan);
+            let before = *self.schedule.ready_urgency[at].get_or_insert(urgency);
+            // Looking at all that waits is worth it only when much has changed.
+            if urgency >= before / 2.0 {
+                continue;
+            }
+            self.schedule.ready_urgency[at] = Some(urgency);
+            let best = self.next_block(now_us, Flow { lane, backlog: true }, plan);
+            if best.is_some_and(|best| self.urgency_at(now_us, lane, best, plan) > urgency) {
+                self.schedule.ready[at] = None;
+                self.lanes[at].backlog.insert(position);
+            }
         }
     }
 
@@ -305,8 +337,10 @@ impl Lanes {
             } else if self.schedule.loading[at] {
                 return None;
             } else {
-                let first = lane.blocks.get(lane.backlog.first()?)?;
-                (first.len.into(), self.schedule.load_after_us[at])
+                // It is read ahead of its turn, so that nothing less urgent goes while it is read.
+                lane.backlog.first()?;
+                let uplink = plan.uplinks[at].iter().copied().find(|&uplink| credit(uplink, flow, ways) > 0)?;
+                return Some((self.schedule.load_after_us[at], uplink));
             }
         } else if let Some(position) = lane.live.first() {
             let block = &lane.blocks[position];
@@ -333,8 +367,7 @@ impl Lanes {
     }
 
     fn can_take(&self, uplink: u8, flow: Flow, len: u64, ways: &[Option<PerClass<u64>>]) -> bool {
-        let Some(Some(credits)) = ways.get(usize::from(uplink)) else { return false };
-        let (credit, under_way) = (credits[flow.lane.index()], self.lanes[flow.lane.index()].under_way_bytes(uplink));
+        let (credit, under_way) = (credit(uplink, flow, ways), self.lanes[flow.lane.index()].under_way_bytes(uplink));
         let smaller = self.block_bytes as f64 / self.limits.block_target_bytes as f64;
         let limit_bytes = ((UNWRITTEN_BYTES_MAX as f64 * smaller) as u64).max(UNWRITTEN_BYTES_MIN);
         // One block may exceed the credit if nothing else is under way, so that a large one cannot be stuck.
@@ -356,6 +389,7 @@ impl Lanes {
             };
             // It was thinned where it lies, and is not yet written.
             self.schedule.ready(key, bytes.clone());
+            return None;
         }
         let (position, bytes) = if flow.backlog {
             let (key, bytes) = self.schedule.ready[at].take()?;

@@ -9,6 +9,7 @@ use crate::price::{Ladder, Lateness, Level, Prices, StreamValue, Wait};
 use crate::ranges::RangeSet;
 use crate::store::{CommitRequest, StoreError};
 
+mod backlog;
 mod relief;
 
 const SECOND: u64 = 1_000_000;

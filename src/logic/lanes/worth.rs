@@ -188,11 +188,17 @@ impl Lanes {
         let lane = &self.lanes[flow.lane.index()];
         let ready = self.schedule.ready_key(flow.lane).and_then(|key| self.position_of(key)).filter(|_| flow.backlog);
         if let Some(position) = ready.or_else(|| self.next_block(now_us, flow, plan)) {
-            return lane.blocks.get(&position).map_or(0.0, |block| urgency_of(now_us + self.ahead_us, flow.lane, block, plan));
+            return self.urgency_at(now_us, flow.lane, position, plan);
         }
         let wait = wait(now_us + self.ahead_us, lane.staging.born_us().unwrap_or(now_us), lane.growth.gone_us);
         let staged = lane.staged.iter().enumerate().filter(|(_, bytes)| **bytes > 0);
         plan.urgency(flow.lane, wait, Level::Raw, staged.map(|(stream, &bytes)| (Some(stream as u16), f64::from(bytes))))
+    }
+
+    /// The same of one block.
+    pub(super) fn urgency_at(&self, now_us: u64, lane: Class, position: Position, plan: &Plan) -> f64 {
+        let block = self.lanes[lane.index()].blocks.get(&position);
+        block.map_or(0.0, |block| urgency_of(now_us + self.ahead_us, lane, block, plan))
     }
 
     /// The block that this stream sends next: the oldest, or if streams have values the most urgent of the

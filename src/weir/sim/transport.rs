@@ -1,17 +1,16 @@
 //! A transport like QUIC over a link whose whole life is known: what is handed over leaves by priority and in packets.
 //!
-//! What matters for a policy is modelled: bytes that the transport has taken can neither be overtaken nor thinned, their
-//! number follows the bandwidth-delay product, streams of one priority take turns, every packet costs its headers, and
-//! what is acknowledged is known a round trip later. Loss is not: the rate of a trace is what is left after it.
+//! What matters for a policy is modelled: bytes that the transport has taken can neither be overtaken nor thinned, streams of one
+//! priority take turns, every packet costs its headers, and what is acknowledged is known a round trip later.
 //!
-//! The congestion window is twice the bandwidth-delay product, from the highest delivery rate of the last ten rounds and
-//! the lowest round trip, as BBR is meant to keep it, and never more than the link's queue can hold beside what is on the way. quinn's
-//! controllers differ, see `src/ARCHITECTURE.md`. The send window is what the box's shell makes of it: data in it that has not left
-//! is overtaken by streams above its own.
+//! How much may be under way is decided by the box's own [`Controller`], and how much the transport takes by the box's own
+//! [`send_window`]: data in it that has not left is overtaken by streams above its own. Two things differ from QUIC: packets are not
+//! paced, and where one would find the link's queue full it waits, where a real one would be lost and sent again.
 
 use std::collections::VecDeque;
 
 use bytes::Bytes;
+use weir_logic::congestion::{Controller, send_window};
 use weir_logic::ids::Class;
 use weir_logic::lanes::Flow;
 
@@ -20,14 +19,9 @@ use super::trace::Link;
 /// Bytes of a packet that are not headers: IPv4, UDP, QUIC and its tag, and a stream frame take [`HEADERS`] of 1,452.
 const PACKET: u64 = 1_392;
 const HEADERS: u64 = 60;
-/// Window before anything is measured, and the least; source: RFC 9002, 7.2, and BBR's.
-const WINDOW_AT_FIRST: u64 = 10 * PACKET;
-const WINDOW_MIN: u64 = 4 * PACKET;
-const WINDOW_MAX: u64 = 8 * 1024 * 1024;
-/// The shell's smallest send window.
-const SEND_WINDOW_MIN: u64 = 32 * 1024;
-/// Round trips for which a delivery rate counts, as in BBR.
-const RATE_ROUNDS: u64 = 10;
+/// IPv4 and UDP, which do not count as under way.
+pub(super) const UDP_HEADER: u64 = 28;
+const PACKET_BYTES: u64 = PACKET + HEADERS - UDP_HEADER;
 /// The control stream, above all lanes.
 const CONTROL: usize = 8;
 pub(super) const STREAMS: usize = 9;
@@ -49,17 +43,32 @@ pub struct Packet {
     end: u64,
     len: u64,
     sent_us: u64,
-    delivered_before: u64,
     /// When it arrives.
     pub arrives_us: u64,
     /// When its acknowledgement is back.
     pub acked_us: u64,
+    /// How often it was lost before.
+    lost: u32,
 }
 
 impl Packet {
     /// Which stream it carries.
     pub(super) fn stream(&self) -> usize {
         self.stream
+    }
+
+    /// It was lost so often, each time missed after this time and sent again.
+    pub(super) fn lose(&mut self, times: u32, missed_us: u64) {
+        let late_us = u64::from(times) * missed_us;
+        self.lost = times;
+        self.sent_us += late_us;
+        self.arrives_us += late_us;
+        self.acked_us += late_us;
+    }
+
+    /// Bytes that count as under way.
+    fn size(&self) -> u64 {
+        self.len + HEADERS - UDP_HEADER
     }
 }
 
@@ -84,8 +93,9 @@ pub struct Transport {
     unacked: u64,
     link_free_us: u64,
     next: usize,
-    delivered: u64,
-    rates: VecDeque<(u64, f64)>,
+    controller: Controller,
+    /// True if there was nothing more to send when last looked at.
+    app_limited: bool,
     rtt_min_us: u64,
     rtt_us: u64,
     /// Bytes that may wait in the modem.
@@ -108,8 +118,8 @@ impl Transport {
             unacked: 0,
             link_free_us: now_us,
             next: 2,
-            delivered: 0,
-            rates: VecDeque::new(),
+            controller: Controller::new(now_us, PACKET_BYTES),
+            app_limited: true,
             rtt_min_us: rtt_us,
             rtt_us,
             queue_bytes: link.profile.up.queue.get(),
@@ -126,12 +136,7 @@ impl Transport {
 
     /// Congestion window in bytes.
     pub fn window(&self) -> u64 {
-        if self.rates.is_empty() {
-            return WINDOW_AT_FIRST;
-        }
-        let rate = self.rates.iter().map(|&(_, rate)| rate).fold(0.0, f64::max);
-        let on_the_way = (rate * self.rtt_min_us as f64) as u64;
-        (on_the_way + on_the_way.min(self.queue_bytes)).clamp(WINDOW_MIN, WINDOW_MAX)
+        self.controller.window()
     }
 
     /// Takes a block to be sent.
@@ -149,7 +154,12 @@ impl Transport {
     /// Moves what can be moved; returns packets that left, and blocks of which the last byte was taken.
     pub fn advance(&mut self, now_us: u64, link: &Link, packets: &mut Vec<Packet>, written: &mut Vec<(Flow, u64)>) {
         self.take(written);
-        while self.in_flight < self.window() {
+        loop {
+            let waits = self.in_flight > 0 && self.in_flight + PACKET_BYTES > self.window();
+            self.app_limited = self.waiting().is_none();
+            if waits || self.app_limited || self.is_queue_full(now_us, link) {
+                return;
+            }
             let Some(at) = self.choose() else { return };
             let stream = &mut self.streams[at];
             let len = (stream.taken - stream.sent).min(PACKET);
@@ -159,19 +169,28 @@ impl Transport {
             let Some(left_us) = link.service.time_of_us(ahead) else { return };
             self.link_free_us = left_us;
             stream.sent += len;
-            self.in_flight += len;
             self.sent_packets += 1;
             self.sent_bytes += len + HEADERS;
             let arrives_us = left_us + link.delay_us;
             let acked_us = arrives_us + link.profile.down.delay.as_micros();
-            let (end, delivered_before) = (stream.sent, self.delivered);
-            packets.push(Packet { stream: at, end, len, sent_us: now_us, delivered_before, arrives_us, acked_us });
+            let packet = Packet { stream: at, end: stream.sent, len, sent_us: now_us, arrives_us, acked_us, lost: 0 };
+            self.in_flight += packet.size();
+            packets.push(packet);
         }
     }
 
-    /// Lets the send window follow the congestion window: twice of it may be taken and unacknowledged.
+    /// True if the link's queue has no room for another packet.
+    fn is_queue_full(&self, now_us: u64, link: &Link) -> bool {
+        if self.link_free_us <= now_us {
+            return false;
+        }
+        let queued = link.service.bytes_until(self.link_free_us) - link.service.bytes_until(now_us);
+        queued + (PACKET + HEADERS) as f64 > self.queue_bytes as f64
+    }
+
+    /// Takes as much as the send window has room for.
     fn take(&mut self, written: &mut Vec<(Flow, u64)>) {
-        let limit = (2 * self.window()).clamp(SEND_WINDOW_MIN, WINDOW_MAX);
+        let limit = send_window(self.window());
         let mut order: Vec<usize> = vec![0, 1];
         order.extend((0..6).map(|turn| 2 + (self.next - 2 + turn) % 6));
         for at in order {
@@ -196,13 +215,16 @@ impl Transport {
     }
 
     /// The stream that sends next: control, critical, then the others in turns.
+    fn waiting(&self) -> Option<usize> {
+        let turns = (0..6).map(|turn| 2 + (self.next - 2 + turn) % 6);
+        [CONTROL, 0, 1].into_iter().chain(turns).find(|&at| self.streams[at].sent < self.streams[at].taken)
+    }
+
     fn choose(&mut self) -> Option<usize> {
-        let has = |streams: &[Stream; STREAMS], at: usize| streams[at].sent < streams[at].taken;
-        if let Some(at) = [CONTROL, 0, 1].into_iter().find(|&at| has(&self.streams, at)) {
-            return Some(at);
+        let at = self.waiting()?;
+        if (2..CONTROL).contains(&at) {
+            self.next = 2 + (at - 1) % 6;
         }
-        let at = (0..6).map(|turn| 2 + (self.next - 2 + turn) % 6).find(|&at| has(&self.streams, at))?;
-        self.next = 2 + (at - 1) % 6;
         Some(at)
     }
 
@@ -222,24 +244,19 @@ impl Transport {
 
     /// A packet's acknowledgement is back.
     pub fn acked(&mut self, now_us: u64, packet: &Packet) {
-        self.in_flight -= packet.len;
+        self.in_flight -= packet.size();
         if packet.stream != CONTROL {
             self.unacked -= packet.len;
         }
         self.received_packets += 1;
-        self.delivered += packet.len;
         let rtt_us = (now_us - packet.sent_us).max(1);
         self.rtt_min_us = self.rtt_min_us.min(rtt_us);
         self.rtt_us = (7 * self.rtt_us + rtt_us) / 8;
-        let rate = (self.delivered - packet.delivered_before) as f64 / rtt_us as f64;
-        while self.rates.back().is_some_and(|&(_, older)| older <= rate) {
-            self.rates.pop_back();
+        if packet.lost > 0 {
+            self.controller.lost(now_us, u64::from(packet.lost) * packet.size(), false);
         }
-        self.rates.push_back((now_us, rate));
-        let counts_us = RATE_ROUNDS * self.rtt_us;
-        while self.rates.front().is_some_and(|&(at_us, _)| at_us + counts_us < now_us) && self.rates.len() > 1 {
-            self.rates.pop_front();
-        }
+        self.controller.acked(now_us, packet.sent_us, packet.size());
+        self.controller.acks_end(now_us, self.in_flight, self.app_limited);
     }
 }
 

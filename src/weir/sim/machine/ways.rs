@@ -11,12 +11,10 @@ use weir_logic::receive::{self, SessionId};
 use weir_logic::wire::{self, Body};
 
 use super::super::trace::Link;
-use super::super::transport::{Arrived, Packet, STREAMS, Transport};
+use super::super::transport::{Arrived, Packet, STREAMS, Transport, UDP_HEADER};
 use super::{Event, World};
 use crate::link::model::Random;
 
-/// IPv4 and UDP, which the path's statistics leave out of a packet's bytes.
-const UDP_HEADER: u64 = 28;
 /// Times that one packet is lost at most: at the highest loss a profile may have, one in ten thousand would be lost more often.
 const LOSSES_MAX: u32 = 88;
 
@@ -116,19 +114,13 @@ impl<'a> Way<'a> {
     fn lose(&mut self, now_us: u64, packet: &mut Packet) {
         let loss = self.link.loss_at(now_us).unwrap_or(0.0);
         let missed_us = self.transport.as_ref().map_or(0, |transport| transport.rtt_us().0) * 9 / 8;
-        let mut late_us = 0;
-        for _ in 0..LOSSES_MAX {
-            if self.random.unit() >= loss {
-                break;
-            }
-            self.lost_packets += 1;
-            late_us += missed_us;
-        }
+        let lost = (0..LOSSES_MAX).take_while(|_| self.random.unit() < loss).count() as u32;
+        self.lost_packets += u64::from(lost);
+        packet.lose(lost, missed_us);
+        // What is behind it on its stream is acked as it comes, and handed on when it is complete.
         let last_us = &mut self.arrives_us[packet.stream()];
-        let arrives_us = (packet.arrives_us + late_us).max(*last_us);
-        *last_us = arrives_us;
-        packet.acked_us += arrives_us - packet.arrives_us;
-        packet.arrives_us = arrives_us;
+        packet.arrives_us = packet.arrives_us.max(*last_us);
+        *last_us = packet.arrives_us;
     }
 }
 
