@@ -136,9 +136,11 @@ fn judge(args: &Args, runs: &[Run]) -> Vec<String> {
         broken.push(format!("{name}: wait takes {wait_ms:.1} ms"));
     }
     for run in [now, wait].into_iter().filter(|run| run.trouble.is_silent()) {
-        // Nothing that is not answered gives its place back before the breaker opens; then one trial each time.
-        if run.sent > IN_FLIGHT_MAX as u64 + run.breaker_opened {
-            broken.push(format!("{name}: {} requests in mode {}", run.sent, run.mode));
+        // Nothing that is not answered gives its place back before the breaker opens; then one trial each time. Some were
+        // answered before the trouble took hold.
+        let unanswered = run.sent.saturating_sub(run.answered);
+        if unanswered > IN_FLIGHT_MAX as u64 + run.breaker_opened {
+            broken.push(format!("{name}: {unanswered} requests without an answer in mode {}", run.mode));
         }
     }
     broken

@@ -295,8 +295,8 @@ impl Connected {
             critical_answers: 0,
             refusals: 0,
             critical_refused: 0,
-            answer_us: Histogram::new(3)?,
-            refusal_us: Histogram::new(3)?,
+            answer_us: histogram()?,
+            refusal_us: histogram()?,
         };
         let (mut under_way, mut asked, mut paused_until) = (JoinSet::new(), habit.first, [Instant::now(); 4]);
         phase_rx.wait_for(|phase| *phase != Phase::Connecting).await?;
@@ -393,7 +393,7 @@ async fn ask(connection: quinn::Connection, request: Vec<u8>, class: Class) -> a
 }
 
 fn judge(args: &Args, tallies: &[Tally], pools: &serde_json::Value) -> anyhow::Result<Outcome> {
-    let (mut answer_us, mut refusal_us) = (Histogram::new(3)?, Histogram::new(3)?);
+    let (mut answer_us, mut refusal_us) = (histogram()?, histogram()?);
     for tally in tallies {
         answer_us.add(&tally.answer_us)?;
         refusal_us.add(&tally.refusal_us)?;
@@ -416,6 +416,11 @@ fn judge(args: &Args, tallies: &[Tally], pools: &serde_json::Value) -> anyhow::R
         over_limit: pools["over_limit"].as_u64().context("no count in the status")?,
         refused: pools["pools"][0]["refused"].clone(),
     })
+}
+
+/// Times in microseconds, up to [`LIMIT`].
+fn histogram() -> anyhow::Result<Histogram<u64>> {
+    Ok(Histogram::new_with_bounds(1, LIMIT.as_micros() as u64, 3)?)
 }
 
 fn quantiles(of: &Histogram<u64>) -> Quantiles {
