@@ -5,18 +5,14 @@
 //! disk). `random` sends as many windows on as the cascade did, chosen by lot: its answers are those of the other runs, averaged
 //! over [`DRAWS`] draws.
 
-use std::io::{ErrorKind, Read, Write};
-use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
-use hdrhistogram::Histogram;
 use serde::Serialize;
 
 use crate::path::wait_for_uplink;
-use crate::publisher;
 use crate::site::{Setup, Site};
+use crate::windows::{CHANNELS, SAMPLES, STEP, Times, Window, publish, times, wait_for, windows};
 
 /// Options of `weir-bench cascade`.
 #[derive(Debug, clap::Args)]
@@ -49,25 +45,12 @@ struct Run {
 }
 
 #[derive(Debug, Serialize)]
-struct Times {
-    p50: f64,
-    p99: f64,
-}
-
-#[derive(Debug, Serialize)]
 struct Runs {
     windows: usize,
     small: Run,
     large: Run,
     cascade: Run,
     random: Run,
-}
-
-/// A window of a held-out subject, and what it shows.
-struct Window {
-    exercise: String,
-    /// 128 samples of six channels, as they were sampled.
-    samples: Vec<i16>,
 }
 
 /// One run's answer to each window.
@@ -78,10 +61,6 @@ struct Answers {
     bytes: u64,
 }
 
-const SAMPLES: usize = 128;
-const CHANNELS: usize = 6;
-/// By how many samples windows of a recording follow each other, as they did when the models were trained.
-const STEP: usize = 64;
 /// Draws of `random`.
 const DRAWS: u64 = 1_000;
 /// What the cascade must hold.
@@ -91,7 +70,7 @@ const ABOVE_RANDOM_MIN: f64 = 0.02;
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     anyhow::ensure!(args.rate > 0.0 && args.deadline_ms > 0, "rate and deadline are above 0");
-    let windows = windows()?;
+    let windows = windows(STEP)?;
     let here = "model = \"watch-small\"".to_owned();
     let ask = |more: &str| {
         let (deadline, task) = (args.deadline_ms, "activity");
@@ -149,52 +128,13 @@ fn play(args: &Args, windows: &[Window], keys: &str) -> anyhow::Result<Answers> 
     if keys.contains("offload") {
         wait_for(|| Ok(site.edge.status()?["offload"]["pools"][0]["reached"] == true), "the pool is not told of")?;
     }
-    let took_us = publish(site.mqtt, windows, args.rate)?;
+    let took_us = publish(site.mqtt, windows, args.rate, |_| Ok(()))?;
     let offload = site.edge.status()?["streams"][1]["offload"].clone();
     let count = |word: &str| offload[word].as_u64().unwrap_or(0);
     let sent = count("sent");
     let labels = labels(&site, windows.len())?;
     let bytes = site.edge.status()?["offload"]["hour_bytes"][0].as_u64().unwrap_or(0);
     Ok(Answers { labels, took_us, sent, bytes })
-}
-
-/// Publishes each window as a message of a device of its own; returns the times from publish to PUBACK.
-fn publish(addr: SocketAddr, windows: &[Window], rate: f64) -> anyhow::Result<Vec<u64>> {
-    let mut stream = TcpStream::connect(addr)?;
-    stream.set_nodelay(true)?;
-    publisher::connect(&mut stream, 0)?;
-    stream.set_read_timeout(Some(Duration::from_micros(500)))?;
-    let (start, mut sent_at, mut took_us) = (Instant::now(), Vec::new(), vec![0; windows.len()]);
-    let (mut acked, mut input, mut rest) = (0, [0; 4_096], Vec::new());
-    while acked < windows.len() {
-        let due = (start.elapsed().as_secs_f64() * rate) as usize + 1;
-        while sent_at.len() < due.min(windows.len()) {
-            let (at, mut packet) = (sent_at.len(), Vec::new());
-            // Packet ids begin at 1.
-            publisher::head(&mut packet, &format!("wrist/{at}"), at as u16 + 1, 2 * CHANNELS * SAMPLES);
-            packet.extend(windows[at].samples.iter().flat_map(|value| value.to_le_bytes()));
-            sent_at.push(Instant::now());
-            stream.write_all(&packet)?;
-        }
-        match stream.read(&mut input) {
-            Ok(0) => bail!("the gateway closed the connection"),
-            Ok(len) => {
-                rest.extend_from_slice(&input[..len]);
-                for puback in rest.chunks_exact(4) {
-                    let at = usize::from(u16::from_be_bytes([puback[2], puback[3]])) - 1;
-                    took_us[at] = sent_at.get(at).context("a PUBACK of nothing")?.elapsed().as_micros() as u64;
-                    acked += 1;
-                }
-                rest.drain(..rest.len() / 4 * 4);
-            }
-            Err(err) if matches!(err.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
-                let is_stuck = sent_at.last().is_some_and(|sent| sent.elapsed() > Duration::from_secs(60));
-                anyhow::ensure!(!is_stuck, "no PUBACK for a minute");
-            }
-            Err(err) => return Err(err.into()),
-        }
-    }
-    Ok(took_us)
 }
 
 /// The label of each window, once the cloud has all.
@@ -213,15 +153,6 @@ fn labels(site: &Site, count: usize) -> anyhow::Result<Vec<String>> {
         *label = row.get(1)?;
     }
     Ok(labels)
-}
-
-fn wait_for(is_so: impl Fn() -> anyhow::Result<bool>, otherwise: &str) -> anyhow::Result<()> {
-    let deadline = Instant::now() + Duration::from_secs(60);
-    while !is_so()? {
-        anyhow::ensure!(Instant::now() < deadline, "{otherwise}");
-        std::thread::sleep(Duration::from_millis(50));
-    }
-    Ok(())
 }
 
 impl Answers {
@@ -254,29 +185,4 @@ fn random(windows: &[Window], small: &Answers, large: &Answers, sent: usize) -> 
     let bytes = (large.bytes as f64 * sent as f64 / large.sent.max(1) as f64) as u64;
     let accuracy = right as f64 / (count * DRAWS as f64);
     Ok(Run { accuracy, offloaded: sent as f64 / count, bytes, answer_ms: times(took_us.into_iter())? })
-}
-
-fn times(took_us: impl Iterator<Item = u64>) -> anyhow::Result<Times> {
-    let mut histogram = Histogram::<u64>::new_with_bounds(1, 600_000_000, 3)?;
-    took_us.for_each(|us| histogram.saturating_record(us));
-    let ms = |quantile| histogram.value_at_quantile(quantile) as f64 / 1e3;
-    Ok(Times { p50: ms(0.5), p99: ms(0.99) })
-}
-
-/// The windows of all held-out recordings, each of one exercise.
-fn windows() -> anyhow::Result<Vec<Window>> {
-    let mut windows = Vec::new();
-    for subject in [8, 9, 10] {
-        let file = format!("../models/recordings/watch_subject{subject}.csv");
-        let text = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(file))?;
-        let rows: Vec<Vec<&str>> = text.lines().skip(1).map(|line| line.split(',').collect()).collect();
-        for part in rows.windows(SAMPLES).step_by(STEP) {
-            if part.iter().any(|row| row[3] != part[0][3]) {
-                continue;
-            }
-            let samples = part.iter().flat_map(|row| &row[4..]).map(|number| number.parse()).collect::<Result<_, _>>()?;
-            windows.push(Window { exercise: part[0][3].to_owned(), samples });
-        }
-    }
-    Ok(windows)
 }

@@ -1,19 +1,22 @@
 //! `weir-bench`: measurements on one machine, of the whole path with real sockets, disk and database, of
-//! congestion control over emulated links, of the graph, and of the plan.
+//! congestion control over emulated links, of the graph, of the plan, and of asking larger models.
 //!
 //! Gateway and cloud are the real binaries in processes of their own, so that CPU time and memory are theirs alone.
 #![expect(clippy::print_stdout, reason = "a benchmark speaks to its user")]
 
 mod cascade;
 mod congestion;
+mod dead_cloud;
 mod graph;
 mod outage;
 mod path;
 mod plan;
+mod pools;
 mod process;
 mod publisher;
 mod site;
 mod size;
+mod windows;
 
 use clap::{Parser, Subcommand};
 
@@ -41,6 +44,10 @@ enum Command {
     Plan(plan::Args),
     /// A small model on the box, a large one in the cloud for what is in doubt: accuracy, share, bytes and time.
     Cascade(cascade::Args),
+    /// A cloud that is killed, stalled, refusing or far away: what it costs the answers on the box.
+    DeadCloud(dead_cloud::Args),
+    /// A pool that many gateways want more of than there is: how evenly it is shared, how soon one hears of a refusal.
+    Pools(pools::Args),
 }
 
 fn main() -> anyhow::Result<()> {
@@ -52,5 +59,7 @@ fn main() -> anyhow::Result<()> {
         Command::Graph(args) => graph::run(&args),
         Command::Plan(args) => plan::run(&args),
         Command::Cascade(args) => cascade::run(&args),
+        Command::DeadCloud(args) => dead_cloud::run(&args),
+        Command::Pools(args) => pools::run(&args),
     }
 }

@@ -63,6 +63,23 @@ impl Process {
         Ok(process)
     }
 
+    /// Ends it at once, without a word to anybody.
+    pub(crate) fn kill(&mut self) -> anyhow::Result<()> {
+        self.child.kill()?;
+        self.child.wait()?;
+        Ok(())
+    }
+
+    /// Lets it hold its sockets and do nothing.
+    pub(crate) fn stall(&self) -> anyhow::Result<()> {
+        self.signal(rustix::process::Signal::STOP)
+    }
+
+    fn signal(&self, signal: rustix::process::Signal) -> anyhow::Result<()> {
+        let pid = rustix::process::Pid::from_raw(self.child.id() as i32).context("no process")?;
+        Ok(rustix::process::kill_process(pid, signal)?)
+    }
+
     /// The body of an admin page.
     pub(crate) fn get(&self, path: &str) -> anyhow::Result<String> {
         let mut stream = TcpStream::connect(self.admin)?;
@@ -109,9 +126,12 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        if let Some(pid) = rustix::process::Pid::from_raw(self.child.id() as i32) {
-            let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
+        // One that was killed is no more, and its number may be another's.
+        if matches!(self.child.try_wait(), Ok(None)) {
+            let _ = self.signal(rustix::process::Signal::TERM);
+            // A stalled one would not hear of it.
+            let _ = self.signal(rustix::process::Signal::CONT);
+            let _ = self.child.wait();
         }
-        let _ = self.child.wait();
     }
 }

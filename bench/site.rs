@@ -3,6 +3,8 @@
 use std::net::{SocketAddr, TcpListener, UdpSocket};
 
 use tempfile::TempDir;
+use weir::link::profile::LinkProfile;
+use weir::link::relay::{self, RelaySetup, RelayThread};
 use weir::pki;
 
 use crate::process::Process;
@@ -12,6 +14,9 @@ pub(crate) struct Site {
     // In the order in which they are to end.
     pub(crate) edge: Process,
     pub(crate) cloud: Option<Process>,
+    /// Where the cloud listens, behind the link if there is one.
+    pub(crate) quic: SocketAddr,
+    pub(crate) link: Option<RelayThread>,
     pub(crate) mqtt: SocketAddr,
     pub(crate) folder: TempDir,
 }
@@ -34,12 +39,23 @@ pub(crate) struct Setup {
 impl Site {
     /// Starts both.
     pub(crate) fn start(setup: &Setup) -> anyhow::Result<Site> {
+        Self::start_over(setup, None)
+    }
+
+    /// Starts both with an emulated link between them.
+    pub(crate) fn start_over(setup: &Setup, link: Option<LinkProfile>) -> anyhow::Result<Site> {
         let folder = tempfile::Builder::new().prefix("weir-bench-").tempdir()?;
         let root = folder.path();
         pki::init(root, false)?;
         pki::issue(root, &pki::Request::gateway("bench"), false)?;
         pki::issue(root, &pki::Request::local_cloud("cloud"), false)?;
         let (mqtt, edge_admin, cloud_admin, quic) = (free_tcp()?, free_tcp()?, free_tcp()?, free_udp()?);
+        let relay = |profile| {
+            let listen = UdpSocket::bind("127.0.0.1:0")?;
+            anyhow::Ok(relay::start(RelaySetup { listen, target: quic, profile, seed: 1 })?)
+        };
+        let link = link.map(relay).transpose()?;
+        let address = link.as_ref().map_or(quic, RelayThread::addr);
         let edge_config = root.join("edge.toml");
         let Setup { mode, inflight, extra, cloud, .. } = setup;
         std::fs::write(
@@ -56,7 +72,7 @@ bind = "{mqtt}"
 allow_anonymous = true
 [[uplink]]
 name = "wan"
-address = "{quic}"
+address = "{address}"
 server_name = "localhost"
 [lane.normal]
 durability = "{mode}"
@@ -77,7 +93,7 @@ listen.quic = "{quic}"
 admin.http = "{cloud_admin}"
 log.filter = "warn"
 store.path = "cloud.db"
-gateways.enrolled = ["bench"]
+gateways.enrolled = ["bench", "hog"]
 tls = {{ cert = "cloud.pem", key = "cloud.key", ca = "ca.pem" }}
 {cloud}
 "#
@@ -85,7 +101,7 @@ tls = {{ cert = "cloud.pem", key = "cloud.key", ca = "ca.pem" }}
         )?;
         let cloud = setup.with_cloud.then(|| Process::start("weir-cloud", &cloud_config, cloud_admin)).transpose()?;
         let edge = Process::start("weir-edge", &edge_config, edge_admin)?;
-        Ok(Site { edge, cloud, mqtt, folder })
+        Ok(Site { edge, cloud, quic, link, mqtt, folder })
     }
 
     /// Rows the cloud has durably.
@@ -99,10 +115,10 @@ tls = {{ cert = "cloud.pem", key = "cloud.key", ca = "ca.pem" }}
     }
 }
 
-fn free_tcp() -> anyhow::Result<SocketAddr> {
+pub(crate) fn free_tcp() -> anyhow::Result<SocketAddr> {
     Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?)
 }
 
-fn free_udp() -> anyhow::Result<SocketAddr> {
+pub(crate) fn free_udp() -> anyhow::Result<SocketAddr> {
     Ok(UdpSocket::bind("127.0.0.1:0")?.local_addr()?)
 }

@@ -8,12 +8,15 @@ use weir_host::config::{Checker, ConfigErrors};
 use weir_host::log::LogFormat;
 use weir_host::tls::{Identity, Role};
 use weir_host::units::{Bytes, Duration};
-use weir_infer::Backend;
 use weir_logic::block::BLOCK_LEN_MAX;
 
 use crate::schema::Layout;
 
+mod pool_machine;
 mod pools;
+
+pub use pool_machine::{Clouds, PoolConfig, PoolListen};
+pub use pools::{Infer, Pool, PoolMachine};
 
 /// Everything that can be set. The defaults are in the `impl Default` of each table.
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
@@ -35,6 +38,8 @@ pub struct Config {
     pub pool: Vec<Pool>,
     /// How those are run.
     pub infer: Infer,
+    /// Other machines that run some, by `weir-cloud pool`.
+    pub pool_machine: Vec<PoolMachine>,
     /// The operator's window.
     pub admin: Admin,
     /// What is logged.
@@ -119,40 +124,6 @@ pub struct Policies {
     pub soak: Duration,
 }
 
-/// `[[pool]]`
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Pool {
-    /// Its name, in metrics and the graph.
-    pub name: String,
-    /// What it does, as streams of boxes name it.
-    pub task: String,
-    /// Its model's manifest, the TOML file beside the ONNX file.
-    pub model: PathBuf,
-    /// Which engine runs it.
-    pub engine: Backend,
-    /// Threads, each with a copy of the model.
-    pub threads: u16,
-    /// Windows that a thread scores at once.
-    pub batch_max: usize,
-    /// How long a window may wait for company while a thread is idle.
-    pub linger: Duration,
-    /// Windows that may wait, of all gateways.
-    pub queue_max: usize,
-    /// Zone that it is in, for streams with `zones`.
-    pub zone: Option<String>,
-    /// Names of gateways that may use it, `*` for any characters; without any, nobody may.
-    pub gateways: Vec<String>,
-}
-
-/// `[infer]`
-#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Infer {
-    /// The ONNX Runtime library; `None` for the usual places.
-    pub library: Option<PathBuf>,
-}
-
 /// `[admin]`
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -219,23 +190,6 @@ impl Default for Limits {
 impl Default for Policies {
     fn default() -> Self {
         Policies { dir: None, share: 0.05, soak: Duration::from_secs(600) }
-    }
-}
-
-impl Default for Pool {
-    fn default() -> Self {
-        Pool {
-            name: String::new(),
-            task: String::new(),
-            model: PathBuf::new(),
-            engine: Backend::Auto,
-            threads: 1,
-            batch_max: 32,
-            linger: Duration::from_millis(2),
-            queue_max: 256,
-            zone: None,
-            gateways: Vec::new(),
-        }
     }
 }
 
@@ -336,15 +290,21 @@ fn check(config: &Config, checker: &mut Checker<'_>) {
         let message = format!("{} is longer than {SOAK_MAX}", config.policies.soak);
         checker.mistake("policies.soak", message, "a restart of the cloud begins it anew");
     }
-    pools::check(config, checker);
-    if let Some(addr) = config.admin.http.filter(|addr| !addr.ip().is_loopback()) {
+    pools::check(&config.pool, &config.infer, checker);
+    pools::check_machines(&config.pool_machine, checker);
+    check_admin(&config.admin, &config.log, checker);
+}
+
+/// What both kinds of process have.
+fn check_admin(admin: &Admin, log: &Log, checker: &mut Checker<'_>) {
+    if let Some(addr) = admin.http.filter(|addr| !addr.ip().is_loopback()) {
         checker.mistake(
             "admin.http",
             format!("{addr} is not a loopback address"),
             "use 127.0.0.1 or [::1]: there is no password",
         );
     }
-    if let Err(err) = weir_host::log::check_filter(&config.log.filter) {
+    if let Err(err) = weir_host::log::check_filter(&log.filter) {
         checker.mistake("log.filter", err.to_string(), "as in `info` or `info,weir_cloud=debug`");
     }
 }
@@ -368,6 +328,8 @@ mod tests {
         let named = Pool { name: pool.name.clone(), task: pool.task.clone(), model: pool.model.clone(), ..Pool::default() };
         assert_eq!(*pool, Pool { zone: pool.zone.clone(), gateways: pool.gateways.clone(), ..named });
         assert!(pool.zone.is_some() && !pool.gateways.is_empty());
+        let [machine] = &config.pool_machine[..] else { panic!("one machine: {:?}", config.pool_machine) };
+        assert!(!machine.address.is_empty() && machine.server_name.is_some() && !machine.gateways.is_empty());
     }
 
     #[test]

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use weir_logic::graph::{
     Adviser, CauseLimits, Causes, EdgeIndex, EdgeState, Estimate, Federation, FederationLimits, MergeError, Merged, NeedFull,
-    NodeKey, NodeKind, Owner, Part, Peer, Publisher, PublisherLimits, Quantity, Snapshot, Subgraph, SubgraphError,
+    NodeIndex, NodeKey, NodeKind, Owner, Part, Peer, Publisher, PublisherLimits, Quantity, Snapshot, Subgraph, SubgraphError,
     TalkerLimits, Talkers,
 };
 use weir_logic::load::Load;
@@ -73,6 +73,7 @@ pub(crate) struct GlobalGraph {
 struct Own {
     owner: Owner,
     graph: Subgraph,
+    ingest: NodeIndex,
     sink: EdgeIndex,
     /// By name: how busy a pool is.
     pools: BTreeMap<String, EdgeIndex>,
@@ -101,7 +102,7 @@ impl GlobalGraph {
             federation: Federation::new(FederationLimits::default()),
             causes: Causes::new(CauseLimits::default()),
             talkers: Talkers::new(0, TalkerLimits::default()),
-            own: Own { owner, graph, sink, pools: edges, publisher, peer: Peer::default() },
+            own: Own { owner, graph, ingest, sink, pools: edges, publisher, peer: Peer::default() },
             adviser: Adviser::default(),
             refused: 0,
         })
@@ -146,10 +147,17 @@ impl GlobalGraph {
         if let Some(commit_us) = load.commit_us {
             estimate = estimate.with(Quantity::QueueingDelayUs, commit_us as f64);
         }
-        let Own { owner, graph, sink, pools, publisher, peer } = &mut self.own;
+        let Own { owner, graph, ingest, sink, pools, publisher, peer } = &mut self.own;
         graph.set(*sink, now_us, estimate);
         for pool in shown {
-            if let Some(&edge) = pools.get(&pool.view.name) {
+            // Another machine's become known when it is connected. A graph that is full goes on without them.
+            let edge = pools.get(&pool.view.name).copied().or_else(|| {
+                let node = graph.node(NodeKind::Pool, &pool.view.name).ok()?;
+                let edge = graph.edge(*ingest, node).ok()?;
+                pools.insert(pool.view.name.clone(), edge);
+                Some(edge)
+            });
+            if let Some(edge) = edge {
                 graph.set(edge, now_us, pool_estimate(pool));
             }
         }

@@ -50,7 +50,7 @@ use crate::graph::{GlobalGraph, Shown};
 use crate::hub::{Hub, Links, ToHub};
 use crate::metrics::Metrics;
 use crate::policies::{Directory, Policies};
-use crate::pools::Pools;
+use crate::pools::{Pools, Target};
 use crate::schema::OpenError;
 use crate::session::Context;
 use crate::sink::{Pace, Sink, SinkEvent};
@@ -104,6 +104,14 @@ pub enum RunError {
     /// The admin endpoint.
     #[error(transparent)]
     Admin(#[from] AdminError),
+    /// The way to another machine's pools.
+    #[error("the machine {address} of [[pool_machine]] cannot be connected to: {source}")]
+    Machine {
+        /// Its address.
+        address: String,
+        /// What does not fit.
+        source: TargetError,
+    },
     /// A thread for a pool's model.
     #[error("the system gives no thread for a pool's model")]
     Thread(#[source] io::Error),
@@ -171,10 +179,17 @@ impl Cloud {
     /// # Errors
     /// Any [`RunError`] but `Sink`.
     pub fn open(config: &Config, sockets: Sockets) -> Result<Cloud, RunError> {
-        let (tls_config, name) = tls_config(config)?;
+        let (credentials, roots) = credentials(&config.tls)?;
+        let tls_config = tls::server_config(&credentials, ClientCerts::Required(&roots), TlsVersion::V13, &[ALPN])?;
+        let name = credentials.identity()?.name().to_owned();
         let mut run = [0; 8];
         getrandom::fill(&mut run).map_err(RunError::Random)?;
-        let pools = Pools::start(config).map_err(RunError::Thread)?;
+        let target = |machine: &config::PoolMachine| {
+            let error = |source| RunError::Machine { address: machine.address.clone(), source };
+            Target::new(machine, &credentials, &roots).map_err(error)
+        };
+        let targets = config.pool_machine.iter().map(target).collect::<Result<_, _>>()?;
+        let pools = Pools::start(&config.pool, &config.infer, targets).map_err(RunError::Thread)?;
         let names: Vec<String> = pools.shown_rx.borrow().iter().map(|pool| pool.view.name.clone()).collect();
         let graph = GlobalGraph::new(&name, u64::from_le_bytes(run), &names).map_err(|err| RunError::Name(err.to_string()))?;
         let enrolled = enrol::read(&config.gateways)?;
@@ -297,17 +312,15 @@ impl Cloud {
     }
 }
 
-/// The same for both transports, and our name.
-fn tls_config(config: &Config) -> Result<(rustls::ServerConfig, String), RunError> {
-    let credentials = Credentials::load(&config.tls.cert, &config.tls.key)?;
+/// Who we are, and whose certificates count.
+fn credentials(of: &config::Tls) -> Result<(Credentials, TrustRoots), RunError> {
+    let credentials = Credentials::load(&of.cert, &of.key)?;
     let identity = credentials.identity()?;
     if identity.role() != Role::Cloud {
         return Err(RunError::Role { found: identity.to_string() });
     }
     credentials.check_validity(weir_host::clock::Clock::start(None).wall())?;
-    let roots = TrustRoots::load(&config.tls.ca)?;
-    let tls = tls::server_config(&credentials, ClientCerts::Required(&roots), TlsVersion::V13, &[ALPN])?;
-    Ok((tls, identity.name().to_owned()))
+    Ok((credentials, TrustRoots::load(&of.ca)?))
 }
 
 fn listener(socket: TcpListener) -> Result<tokio::net::TcpListener, RunError> {
@@ -366,7 +379,7 @@ async fn accept(endpoint: Endpoint, context: Arc<Context>, places: Arc<Semaphore
     }
 }
 
-pub use pools::check as check_pools;
+pub use pools::{PoolServer, PoolSockets, TargetError, check as check_pools};
 
 #[cfg(test)]
 mod testing;

@@ -133,6 +133,13 @@ fn policies(text: &mut MetricsText, status: &PoliciesStatus) {
 /// Name, help and value of a gauge that each pool has.
 struct PoolGauge(&'static str, &'static str, fn(&OnePoolStatus) -> f64);
 
+/// The text for `/metrics` of a machine that runs pools alone.
+pub(crate) fn pools_text(status: &PoolsStatus) -> String {
+    let mut text = MetricsText::new();
+    pools(&mut text, status);
+    text.finish()
+}
+
 fn pools(text: &mut MetricsText, status: &PoolsStatus) {
     let limits = [("over_limit", status.over_limit), ("garbled", status.garbled)];
     text.counters(
@@ -140,6 +147,9 @@ fn pools(text: &mut MetricsText, status: &PoolsStatus) {
         "Requests that reached no pool, by reason.",
         limits.map(|(reason, count)| ([("reason", reason)], count)),
     );
+    let machines =
+        status.machines.iter().map(|(address, &is_up)| ([("machine", address.as_str())], f64::from(u8::from(is_up))));
+    text.gauges("weir_pool_machine_up", "1 for a machine with pools that is connected, 0 for one that is not.", machines);
     let gauges: [PoolGauge; 4] = [
         PoolGauge("weir_pool_queued_count", "Windows that wait.", |pool| pool.queued as f64),
         PoolGauge("weir_pool_running_count", "Windows that run.", |pool| pool.running as f64),
@@ -151,19 +161,19 @@ fn pools(text: &mut MetricsText, status: &PoolsStatus) {
     for PoolGauge(name, help, value) in gauges {
         text.gauges(name, help, status.pools.iter().map(|pool| ([("pool", pool.name.as_str())], value(pool))));
     }
-    let served = status
-        .pools
-        .iter()
+    // Another machine counts for itself.
+    let ours = || status.pools.iter().filter(|pool| pool.machine.is_none());
+    let served = ours()
         .flat_map(|pool| pool.served.iter().map(|(&class, &count)| ([("pool", pool.name.as_str()), ("class", class)], count)));
     text.counters("weir_pool_served_total", "Windows that ran, by class.", served);
-    let refused = status.pools.iter().flat_map(|pool| {
+    let refused = ours().flat_map(|pool| {
         let of = |(reason, by_class): (&&'static str, &BTreeMap<&'static str, u64>)| (*reason, by_class.values().sum::<u64>());
         let denied = [("denied", pool.denied), ("failed", pool.failed), ("cancelled", pool.cancelled)];
         let all: Vec<(&str, u64)> = pool.refused.iter().map(of).chain(denied).collect();
         all.into_iter().map(|(reason, count)| ([("pool", pool.name.as_str()), ("reason", reason)], count))
     });
     text.counters("weir_pool_refused_total", "Windows that got no answer, by reason.", refused);
-    let batches = status.pools.iter().map(|pool| ([("pool", pool.name.as_str())], pool.batches));
+    let batches = ours().map(|pool| ([("pool", pool.name.as_str())], pool.batches));
     text.counters("weir_pool_batches_total", "Batches run.", batches);
 }
 

@@ -5,13 +5,18 @@
 //!        ^                      |   ^                            |
 //!        `---- answer, refusal -'   `---------- results ---------'
 //! ```
+//! A pool may be another machine's ([`remote`]), which runs a [`machine`]: its desk is there, and requests are passed on to it.
 //! What runs next and who is refused is decided by [`weir_logic::pool::Pool`]; here are its threads, its clock, and who may
 //! ask it. A model that cannot be loaded is reported, and its pool left out: taking data in does not depend on it.
 
 mod desk;
+mod machine;
+mod remote;
 mod rights;
 mod serve;
+mod shown;
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
@@ -19,21 +24,26 @@ use std::sync::atomic::AtomicU64;
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use weir_host::shutdown::Shutdown;
 use weir_infer::{BatchWorker, LoadError, Model, Ran, RuntimeLibrary};
-use weir_logic::pool::{PoolCounters, PoolLimits, PoolLoad};
+use weir_logic::pool::PoolLimits;
 use weir_logic::wire::Body;
-use weir_logic::wire::offload::{OffloadRequest, PoolView, PoolViews};
+use weir_logic::wire::offload::{OffloadRequest, PoolViews};
 
-use crate::config::{Config, Infer, Pool as PoolConfig};
+use crate::config::{Infer, Pool as PoolConfig};
 
+pub use machine::{PoolServer, PoolSockets};
+pub use remote::TargetError;
+pub(crate) use remote::{Remote, Target};
 pub(crate) use rights::allows;
 pub(crate) use serve::serve;
+pub(crate) use shown::{PoolStatus, one};
 
 use desk::Desk;
 
 /// Requests whose bytes are being read, or that wait for an answer, over all connections.
 const REQUESTS_MAX: usize = 4_096;
-/// Messages that wait for the desk; requests hold a place of [`REQUESTS_MAX`] besides.
-const DESK_QUEUE_LEN: usize = 1_024;
+/// Messages that wait for the desk: of each request that has a place, itself and that it is taken back. So whoever has a place
+/// is heard by the scheduler, which alone knows whose turn it is.
+const DESK_QUEUE_LEN: usize = 2 * REQUESTS_MAX;
 
 /// What the desk is told.
 #[derive(Debug)]
@@ -52,46 +62,50 @@ pub(crate) struct Door {
     desk_tx: mpsc::Sender<ToDesk>,
     places: Arc<Semaphore>,
     next_id: AtomicU64,
+    remotes: Vec<Remote>,
+    /// Which pool is whose.
+    shown_rx: watch::Receiver<Arc<Vec<PoolStatus>>>,
     /// Requests turned away because there was no place.
     pub(crate) over_limit: AtomicU64,
     /// Streams that carried no request.
     pub(crate) garbled: AtomicU64,
 }
 
-/// One pool as it is, for the status, the graph, and whoever may use it.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct PoolStatus {
-    pub(crate) view: PoolView,
-    pub(crate) gateways: Vec<String>,
-    pub(crate) queue_max: usize,
-    pub(crate) load: PoolLoad,
-    pub(crate) counters: PoolCounters,
-    /// Requests of gateways that may not use it, or that make no sense to it.
-    pub(crate) denied: u64,
-    /// Windows that its model failed at.
-    pub(crate) failed: u64,
+impl Door {
+    /// The machine that runs a pool; `None` if that is this one, or if there is no such pool.
+    fn machine_of(&self, pool: &str) -> Option<&Remote> {
+        let address = self.shown_rx.borrow().iter().find(|shown| shown.view.name == pool)?.machine.clone()?;
+        self.remotes.iter().find(|remote| remote.address() == address)
+    }
+
+    /// Other machines by address, and whether they are connected.
+    pub(crate) fn machines(&self) -> BTreeMap<String, bool> {
+        self.remotes.iter().map(|remote| (remote.address().to_owned(), remote.is_connected())).collect()
+    }
 }
 
 /// The pools, about to run.
 pub(crate) struct Pools {
     desk: Desk,
+    targets: Vec<(Target, watch::Sender<remote::State>)>,
     pub(crate) door: Arc<Door>,
     pub(crate) shown_rx: watch::Receiver<Arc<Vec<PoolStatus>>>,
 }
 
 impl Pools {
-    /// Loads the models and starts their threads.
+    /// Loads the models and starts their threads; `targets` are other machines that have pools.
     ///
     /// # Errors
     /// The system's, if it gives no thread.
-    pub(crate) fn start(config: &Config) -> std::io::Result<Pools> {
+    pub(crate) fn start(pools: &[PoolConfig], infer: &Infer, targets: Vec<Target>) -> std::io::Result<Pools> {
         let (desk_tx, desk_rx) = mpsc::channel(DESK_QUEUE_LEN);
         // Workers report over a way of their own: they are few, and one that waited for the desk would hold up its model.
         let (ran_tx, ran_rx) = mpsc::unbounded_channel();
         let (shown_tx, shown_rx) = watch::channel(Arc::default());
-        let mut desk = Desk::new(desk_rx, ran_rx, shown_tx);
-        for pool in &config.pool {
-            match load(pool, &config.infer) {
+        let (remotes, targets): (Vec<Remote>, Vec<_>) = targets.into_iter().map(Remote::new).unzip();
+        let mut desk = Desk::new(desk_rx, ran_rx, shown_tx, remotes.clone());
+        for pool in pools {
+            match load(pool, infer) {
                 Ok(models) => {
                     let at = desk.len();
                     let manifest = models[0].manifest().clone();
@@ -118,22 +132,28 @@ impl Pools {
             desk_tx,
             places: Arc::new(Semaphore::new(REQUESTS_MAX)),
             next_id: AtomicU64::new(1),
+            remotes,
+            shown_rx: shown_rx.clone(),
             over_limit: AtomicU64::default(),
             garbled: AtomicU64::default(),
         };
-        Ok(Pools { desk, door: Arc::new(door), shown_rx })
+        Ok(Pools { desk, targets, door: Arc::new(door), shown_rx })
     }
 
     /// Answers until the cloud stops.
     pub(crate) async fn run(self, stopped: Shutdown) {
+        let mut connections = tokio::task::JoinSet::new();
+        for (target, state_tx) in self.targets {
+            connections.spawn(remote::keep(target, state_tx));
+        }
         self.desk.run(stopped).await;
     }
 }
 
 /// What the pools of a configuration lack to be loaded here: for `weir-cloud check`.
-pub fn check(config: &Config) -> Vec<String> {
-    let problem = |pool: &PoolConfig| load(pool, &config.infer).err().map(|err| format!("pool `{}`: {err}", pool.name));
-    config.pool.iter().filter_map(problem).collect()
+pub fn check(pools: &[PoolConfig], infer: &Infer) -> Vec<String> {
+    let problem = |pool: &PoolConfig| load(pool, infer).err().map(|err| format!("pool `{}`: {err}", pool.name));
+    pools.iter().filter_map(problem).collect()
 }
 
 /// One model for each thread.

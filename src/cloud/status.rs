@@ -43,7 +43,10 @@ pub struct PoolsStatus {
     pub over_limit: u64,
     /// Streams that carried no request.
     pub garbled: u64,
-    /// The pools whose model is loaded.
+    /// Other machines that run pools, by address, and whether they are connected.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub machines: BTreeMap<String, bool>,
+    /// The pools whose model is loaded, and those of other machines that are connected.
     pub pools: Vec<OnePoolStatus>,
 }
 
@@ -60,6 +63,8 @@ pub struct OnePoolStatus {
     pub version: String,
     /// Who may use it.
     pub gateways: Vec<String>,
+    /// Address of the machine that runs it, and counts there; `None` for this one.
+    pub machine: Option<String>,
     /// Windows that wait.
     pub queued: usize,
     /// Windows that may wait.

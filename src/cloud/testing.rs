@@ -40,8 +40,13 @@ impl Pki {
 
     /// Writes `cloud.crt`, `cloud.key` and `ca.crt`.
     pub(crate) fn write_cloud(&self, dir: &Path) {
-        let (cert, key) = self.issue("weir://cloud/test");
-        for (name, text) in [("cloud.crt", &cert), ("cloud.key", &key), ("ca.crt", &self.ca_pem)] {
+        self.write(dir, "cloud", "test");
+    }
+
+    /// Writes `<file>.crt`, `<file>.key` and `ca.crt` for a cloud of this name.
+    pub(crate) fn write(&self, dir: &Path, file: &str, name: &str) {
+        let (cert, key) = self.issue(&format!("weir://cloud/{name}"));
+        for (name, text) in [(&*format!("{file}.crt"), &cert), (&format!("{file}.key"), &key), ("ca.crt", &self.ca_pem)] {
             std::fs::write(dir.join(name), text).unwrap();
         }
     }

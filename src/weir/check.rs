@@ -44,6 +44,9 @@ pub fn run(args: &CheckArgs) -> anyhow::Result<ExitCode> {
 
 /// Prints what was found; true if nothing speaks against the file.
 fn report(args: &CheckArgs, out: &mut dyn Write) -> io::Result<bool> {
+    if !args.cloud && !args.edge && is_pool_machine_file(&args.file) {
+        return report_pool_machine(&args.file, args.ignore_files, out);
+    }
     let is_cloud = args.cloud || (!args.edge && is_cloud_file(&args.file));
     if is_cloud { report_cloud(&args.file, args.ignore_files, out) } else { report_edge(args, out) }
 }
@@ -80,16 +83,12 @@ fn report_cloud(file: &Path, ignore_files: bool, out: &mut dyn Write) -> io::Res
                 Some(names) => writeln!(out, "lets {enrolled} gateways in, and those in {}", names.display())?,
                 None => writeln!(out, "lets {enrolled} gateways in")?,
             }
-            for pool in &config.pool {
-                let who = if pool.gateways.is_empty() { "nobody".to_owned() } else { pool.gateways.join(", ") };
-                writeln!(out, "pool {} does `{}` with {}, for {who}", pool.name, pool.task, pool.model.display())?;
+            write_pools(&config.pool, out)?;
+            for machine in &config.pool_machine {
+                writeln!(out, "pools of {}, for {}", machine.address, names(&machine.gateways))?;
             }
-            let problems = if ignore_files { Vec::new() } else { weir_cloud::check_pools(&config) };
-            for problem in &problems {
-                writeln!(out, "{problem}")?;
-            }
-            writeln!(out, "\n{}: {}", file.display(), if problems.is_empty() { "good" } else { "refused" })?;
-            Ok(problems.is_empty())
+            let problems = if ignore_files { Vec::new() } else { weir_cloud::check_pools(&config.pool, &config.infer) };
+            write_verdict(file, &problems, out)
         }
         Err(errors) => {
             writeln!(out, "{errors}")?;
@@ -98,10 +97,51 @@ fn report_cloud(file: &Path, ignore_files: bool, out: &mut dyn Write) -> io::Res
     }
 }
 
+fn report_pool_machine(file: &Path, ignore_files: bool, out: &mut dyn Write) -> io::Result<bool> {
+    match weir_cloud::config::PoolConfig::read(file) {
+        Ok(config) => {
+            writeln!(out, "listens on {} (QUIC), for the clouds {}", config.listen.quic, names(&config.clouds.enrolled))?;
+            write_pools(&config.pool, out)?;
+            let problems = if ignore_files { Vec::new() } else { weir_cloud::check_pools(&config.pool, &config.infer) };
+            write_verdict(file, &problems, out)
+        }
+        Err(errors) => {
+            writeln!(out, "{errors}")?;
+            Ok(false)
+        }
+    }
+}
+
+fn write_pools(pools: &[weir_cloud::config::Pool], out: &mut dyn Write) -> io::Result<()> {
+    for pool in pools {
+        let (model, who) = (pool.model.display(), names(&pool.gateways));
+        writeln!(out, "pool {} does `{}` with {model}, for {who}", pool.name, pool.task)?;
+    }
+    Ok(())
+}
+
+fn names(of: &[String]) -> String {
+    if of.is_empty() { "nobody".to_owned() } else { of.join(", ") }
+}
+
+fn write_verdict(file: &Path, problems: &[String], out: &mut dyn Write) -> io::Result<bool> {
+    for problem in problems {
+        writeln!(out, "{problem}")?;
+    }
+    writeln!(out, "\n{}: {}", file.display(), if problems.is_empty() { "good" } else { "refused" })?;
+    Ok(problems.is_empty())
+}
+
 /// Keys at the top that only one side has; `listen` is a list on the box and a table in the cloud.
 const EDGE_KEYS: [&str; 11] =
     ["gateway", "mqtt", "user", "stream", "model", "offload", "lane", "buffer", "uplink", "session", "policy"];
-const CLOUD_KEYS: [&str; 5] = ["gateways", "store", "limits", "policies", "pool"];
+const CLOUD_KEYS: [&str; 6] = ["gateways", "store", "limits", "policies", "pool", "pool_machine"];
+
+/// True for a file of `weir-cloud pool`, which alone says which clouds may connect.
+fn is_pool_machine_file(path: &Path) -> bool {
+    let text = std::fs::read_to_string(path).unwrap_or_default();
+    text.lines().map(str::trim_start).any(|line| line.starts_with("[clouds]") || line.starts_with("clouds."))
+}
 
 /// Judged by lines, because a file with mistakes need not be TOML. A file without any such key is one of the box.
 fn is_cloud_file(path: &Path) -> bool {

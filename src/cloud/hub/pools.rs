@@ -1,17 +1,14 @@
 //! Pools, as gateways and operators are told of them.
 
-use std::collections::BTreeMap;
 use std::sync::atomic::Ordering::Relaxed;
 
-use weir_logic::ids::Class;
-use weir_logic::pool::RefusedReason;
 use weir_logic::receive::SessionId;
 use weir_logic::wire::Body;
 
 use super::Hub;
-use crate::pools::{PoolStatus, views_for};
+use crate::pools::{one, views_for};
 use crate::session::Transport;
-use crate::status::{OnePoolStatus, PoolsStatus};
+use crate::status::PoolsStatus;
 
 impl Hub {
     pub(super) fn tell_all_pools(&mut self) {
@@ -38,32 +35,8 @@ impl Hub {
         PoolsStatus {
             over_limit: door.over_limit.load(Relaxed),
             garbled: door.garbled.load(Relaxed),
+            machines: door.machines(),
             pools: self.links.pools_rx.borrow().iter().map(one).collect(),
         }
-    }
-}
-
-fn one(pool: &PoolStatus) -> OnePoolStatus {
-    let (view, counters) = (&pool.view, &pool.counters);
-    let by_class = |counts: [u64; 4]| BTreeMap::from(Class::ALL.map(|class| (class.name(), counts[class.index()])));
-    let refused = RefusedReason::ALL.map(|reason| (reason.name(), by_class(counters.refused[reason as usize])));
-    OnePoolStatus {
-        name: view.name.clone(),
-        task: view.task.clone(),
-        model: view.model.clone(),
-        version: view.version.clone(),
-        gateways: pool.gateways.clone(),
-        queued: pool.load.queued,
-        queue_max: pool.queue_max,
-        running: pool.load.running,
-        p50_us: pool.load.p50_us,
-        p95_us: pool.load.p95_us,
-        age_us: pool.load.age_us,
-        served: by_class(counters.served),
-        refused: refused.into(),
-        denied: pool.denied,
-        failed: pool.failed,
-        cancelled: counters.cancelled,
-        batches: counters.batches,
     }
 }

@@ -1,6 +1,6 @@
 //! The desk: one task that owns every pool's scheduler, and carries out what they say.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -13,7 +13,7 @@ use weir_logic::wire::Body;
 use weir_logic::wire::offload::{OffloadAnswer, OffloadRequest, PoolView, RefusalKind};
 
 use super::serve::refusal;
-use super::{PoolStatus, ToDesk, allows, limits};
+use super::{PoolStatus, Remote, ToDesk, allows, limits};
 use crate::config::Pool as PoolConfig;
 
 /// How often the status is published.
@@ -27,6 +27,9 @@ pub(crate) struct Desk {
     desk_rx: mpsc::Receiver<ToDesk>,
     ran_rx: mpsc::UnboundedReceiver<ToDesk>,
     shown_tx: watch::Sender<Arc<Vec<PoolStatus>>>,
+    remotes: Vec<Remote>,
+    /// Names of pools that are left out because another has them: told once.
+    hidden: BTreeSet<String>,
     /// In which pool a request is.
     places: HashMap<u64, usize>,
     started: Instant,
@@ -59,8 +62,18 @@ impl Desk {
         desk_rx: mpsc::Receiver<ToDesk>,
         ran_rx: mpsc::UnboundedReceiver<ToDesk>,
         shown_tx: watch::Sender<Arc<Vec<PoolStatus>>>,
+        remotes: Vec<Remote>,
     ) -> Desk {
-        Desk { pools: Vec::new(), desk_rx, ran_rx, shown_tx, places: HashMap::new(), started: Instant::now() }
+        Desk {
+            pools: Vec::new(),
+            desk_rx,
+            ran_rx,
+            shown_tx,
+            remotes,
+            hidden: BTreeSet::new(),
+            places: HashMap::new(),
+            started: Instant::now(),
+        }
     }
 
     pub(super) fn len(&self) -> usize {
@@ -202,7 +215,19 @@ impl Desk {
 
     pub(super) fn publish(&mut self) {
         let now_us = self.now_us();
-        let shown = self.pools.iter().map(|pool| pool.status(now_us)).collect();
+        let mut shown: Vec<PoolStatus> = self.pools.iter().map(|pool| pool.status(now_us)).collect();
+        for pool in self.remotes.iter().flat_map(Remote::pools) {
+            // Of two of one name the first counts; ours before another machine's.
+            if shown.iter().all(|other| other.view.name != pool.view.name) {
+                shown.push(pool);
+            } else if self.hidden.insert(pool.view.name.clone()) {
+                tracing::warn!(
+                    pool = pool.view.name,
+                    machine = pool.machine,
+                    "there is another pool of this name; this one is left out"
+                );
+            }
+        }
         self.shown_tx.send_replace(Arc::new(shown));
     }
 }
@@ -260,6 +285,7 @@ impl OnePool {
         PoolStatus {
             view,
             gateways: self.gateways.clone(),
+            machine: None,
             queue_max: self.queue_max,
             load,
             counters: *self.scheduler.counters(),

@@ -25,15 +25,22 @@ pub(crate) async fn serve(door: Arc<Door>, gateway: Arc<str>, send: SendStream, 
         let _ = recv.stop(0u32.into());
         return answer(send, refusal(RefusalKind::Busy, "too many requests at once", 1_000)).await;
     };
-    let request = match timeout(READ_TIMEOUT, recv.read_to_end(REQUEST_LEN_MAX)).await {
-        Ok(Ok(bytes)) => take_request(&bytes),
+    let bytes = match timeout(READ_TIMEOUT, recv.read_to_end(REQUEST_LEN_MAX)).await {
+        Ok(Ok(bytes)) => bytes,
         // Reset, too long, or too slow.
-        Ok(Err(_)) | Err(_) => None,
+        Ok(Err(_)) | Err(_) => Vec::new(),
     };
-    let Some(request) = request else {
+    let Some(request) = take_request(&bytes) else {
         door.garbled.fetch_add(1, Relaxed);
         return answer(send, refusal(RefusalKind::Failed, "the stream carries no request", 0)).await;
     };
+    if let Some(machine) = door.machine_of(&request.pool) {
+        return tokio::select! {
+            body = machine.pass_on(&gateway, &bytes) => answer(send, body).await,
+            // Dropped, the stream to the machine is reset, and it hears the same.
+            _ = send.stopped() => {}
+        };
+    }
     let id = door.next_id.fetch_add(1, Relaxed);
     let (reply_tx, reply_rx) = oneshot::channel();
     let asked = ToDesk::Request { id, gateway, request, reply_tx };

@@ -67,9 +67,16 @@ impl ClassQueue {
         self.queues.values().map(|queue| queue.len().min(own + 1)).sum()
     }
 
-    /// The newest request of the gateway that has most waiting, and how many these are.
+    /// Gateways that have something waiting: a round is a turn of each.
+    pub(super) fn gateways(&self) -> usize {
+        self.turns.len()
+    }
+
+    /// The newest request of the gateway that has most waiting, and how many these are. Of several it is the one whose turn is
+    /// last, which is another each time.
     pub(super) fn newest_of_longest(&self) -> Option<(u64, usize)> {
-        let longest = self.queues.values().max_by_key(|queue| queue.len())?;
+        // Of equals `max_by_key` takes the last.
+        let longest = self.turns.iter().filter_map(|gateway| self.queues.get(gateway)).max_by_key(|queue| queue.len())?;
         longest.back().map(|&id| (id, longest.len()))
     }
 }

@@ -115,6 +115,69 @@ fn two_hundred_gateways_get_equal_parts_whatever_they_ask_for_and_hear_no_at_onc
     assert!(refused > asked.len() / 2 && p99_us <= 60_000, "{refused} of {}, {p50_us} and {p99_us} us", asked.len());
 }
 
+/// A gateway that has so many requests under way as long as it is not told to wait.
+#[derive(Debug, Clone)]
+struct Asker {
+    name: Arc<str>,
+    width: u64,
+    under_way: u64,
+    paused_until_us: u64,
+    served: u64,
+}
+
+#[test]
+fn two_hundred_gateways_that_stay_away_as_long_as_they_are_told_get_equal_parts_whatever_their_names() {
+    // 1 ms a window: 1,000 a second for 1,700 requests that the gateways would have under way. 20 ms from end to end and back.
+    const ROW_US: u64 = 1_000;
+    const WAY_US: u64 = 10_000;
+    let mut pool = Pool::new(PoolLimits { queue_max: 256, batch_max: 32, linger_us: 2_000, workers: 1 });
+    let asker =
+        |at: u64| Asker { name: format!("box-{at}").into(), width: 1 + at % 16, under_way: 0, paused_until_us: 0, served: 0 };
+    let mut askers: Vec<Asker> = (0..200).map(asker).collect();
+    let (mut owners, mut running) = (Vec::<usize>::new(), None::<u64>);
+    // By when it arrives: requests on their way there, and on their way back who got an answer, or how long to stay away.
+    let (mut asked, mut told) = (BTreeMap::<u64, Vec<u64>>::new(), BTreeMap::<u64, Vec<(usize, Option<u64>)>>::new());
+    for now_us in (0..12_000_000_u64).step_by(1_000) {
+        for (at, refused_us) in told.remove(&now_us).unwrap_or_default() {
+            askers[at].under_way -= 1;
+            match refused_us {
+                Some(wait_us) => askers[at].paused_until_us = askers[at].paused_until_us.max(now_us + wait_us),
+                None => askers[at].served += u64::from(now_us >= 2_000_000),
+            }
+        }
+        for (at, asker) in askers.iter_mut().enumerate().filter(|(_, asker)| now_us >= asker.paused_until_us) {
+            let more = asker.width - asker.under_way;
+            asker.under_way = asker.width;
+            asked.entry(now_us + WAY_US).or_default().extend(owners.len() as u64..owners.len() as u64 + more);
+            owners.extend((0..more).map(|_| at));
+        }
+        if running.is_some_and(|until_us| until_us <= now_us) {
+            running = None;
+            pool.finished(now_us, 0, 32 * ROW_US);
+        }
+        for id in asked.remove(&now_us).unwrap_or_default() {
+            pool.offer(now_us, request(id, &askers[owners[id as usize]].name, Class::Bulk, NEVER));
+        }
+        pool.tick(now_us);
+        for output in outputs(&mut pool) {
+            match output {
+                PoolOutput::Run { ids, .. } => {
+                    let done_us = now_us + 32 * ROW_US;
+                    running = Some(done_us);
+                    told.entry(done_us + WAY_US).or_default().extend(ids.into_iter().map(|id| (owners[id as usize], None)));
+                }
+                PoolOutput::Refuse { id, retry_after_us, .. } => {
+                    told.entry(now_us + WAY_US).or_default().push((owners[id as usize], Some(retry_after_us)));
+                }
+            }
+        }
+    }
+    let shares: Vec<f64> = askers.iter().map(|asker| asker.served as f64).collect();
+    let (least, most) = shares.iter().fold((f64::MAX, 0.0_f64), |(least, most), &share| (least.min(share), most.max(share)));
+    assert!(shares.iter().sum::<f64>() > 9_000.0, "it is busy throughout: {}", shares.iter().sum::<f64>());
+    assert!(fairness(&shares) >= 0.98, "{} from {least} to {most}: {shares:?}", fairness(&shares));
+}
+
 #[derive(Debug, Clone)]
 enum Op {
     Offer { gateway: u8, class: u8, patience_us: u64 },

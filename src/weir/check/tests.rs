@@ -50,7 +50,11 @@ fn the_profiles_are_good_away_from_their_box() {
 
 #[test]
 fn the_shipped_files_are_told_apart_and_good() {
-    for (name, part) in [("edge.toml", "lane      safe by"), ("cloud.toml", "listens on 0.0.0.0:4433 (QUIC)")] {
+    for (name, part) in [
+        ("edge.toml", "lane      safe by"),
+        ("cloud.toml", "listens on 0.0.0.0:4433 (QUIC)"),
+        ("pool.toml", "listens on 0.0.0.0:4434 (QUIC), for the clouds nobody"),
+    ] {
         let (is_good, shown) = reported(&args(root().join("config").join(name)));
         assert!(is_good && shown.contains(part), "{name}: {shown}");
     }

@@ -327,7 +327,7 @@ http = "127.0.0.1:0"
 }
 
 /// Below this confidence the model's verdict goes with the raw window. Source: the band in the model's manifest.
-pub(super) const UNSURE_BELOW: f64 = 0.601;
+pub(super) const UNSURE_BELOW: f64 = 0.671;
 
 /// Rows of a window, and from the start of one to the start of the next; as the configuration has them.
 pub(super) const WINDOW_ROWS: usize = 128;
