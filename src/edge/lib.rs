@@ -225,7 +225,7 @@ impl Edge {
             .map_err(|source| StartError::System { what: "a thread", source })?;
         let (policies_tx, desk_thread) =
             desk.spawn(messages_tx.downgrade()).map_err(|source| StartError::System { what: "a thread", source })?;
-        let model_desk = model_desk.map(|desk| desk.spawn(messages_tx.downgrade())).transpose();
+        let model_desk = model_desk.map(ModelDesk::spawn).transpose();
         let (desk_tx, model_thread) = model_desk.map_err(|source| StartError::System { what: "a thread", source })?.unzip();
         let desk_threads = std::iter::once(desk_thread).chain(model_thread).collect();
         let listen_counters = Arc::new(ListenCounters::default());

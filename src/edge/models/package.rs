@@ -141,6 +141,11 @@ impl Package {
         Ok(Package { head, head_text, signature, manifest: manifest.to_vec(), model: model.to_vec() })
     }
 
+    /// SHA-256 of a part, as heads name it: lower-case hexadecimal.
+    pub fn sum(bytes: &[u8]) -> String {
+        sha256(bytes)
+    }
+
     /// SHA-256 of the head, in hexadecimal: what the package is known by.
     pub fn id(&self) -> String {
         sha256(self.head_text.as_bytes())

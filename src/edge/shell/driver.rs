@@ -26,7 +26,7 @@ use super::Message;
 use super::auth::Credentials;
 use super::broker::BrokerTarget;
 use super::listen::{ClientCommand, ClientHandle, ClientOrigin, ConnIds, ListenCounters, recycle};
-use super::models::ToModels;
+use super::models::{FromModels, ToModels};
 use super::notices::Notices;
 use super::policies::ToDesk;
 use super::scoring::ModelsAtWork;
@@ -50,6 +50,8 @@ pub(crate) enum InferMessage {
     Batch(InferBatch),
     /// Windows of a canary's devices, with the answers that are to be used.
     Canary(Vec<Scored>),
+    /// What the desk for models has to say.
+    News(FromModels),
 }
 
 /// An uplink as the driver sees it.
@@ -213,6 +215,7 @@ impl Driver {
             Woken::Message(message) => self.message(now, message),
             Woken::Store(event) => self.store_event(now, event),
             Woken::Infer(InferMessage::Batch(batch)) => self.inferred(now, batch),
+            Woken::Infer(InferMessage::News(news)) => self.news_of_models(news),
             Woken::Infer(InferMessage::Canary(windows)) => {
                 windows.into_iter().for_each(|scored| self.parts.gateway.handle(now, Input::Inferred(scored)));
             }
@@ -264,7 +267,6 @@ impl Driver {
                 // Who has not waited does not want to know.
                 let _ = answer_tx.send(answer.map(|answer| serde_json::to_string(&answer).unwrap_or_default()));
             }
-            Message::Models(news) => self.news_of_models(news),
             Message::PolicyChecked { version, result } => gateway.handle(now, Input::PolicyChecked { version, result }),
             Message::Authenticated { conn, result } => gateway.handle(now, Input::Authenticated { conn, result }),
         }

@@ -71,8 +71,6 @@ pub(crate) enum Message {
         version: u64,
         result: Result<Box<Policy>, String>,
     },
-    /// What the desk for models has to say.
-    Models(models::FromModels),
     /// Somebody wants the box's part of the health graph, as JSON.
     GraphAsked {
         answer_tx: oneshot::Sender<Result<String, String>>,

@@ -22,7 +22,8 @@ struct Paper {
 #[derive(Debug, Clone)]
 enum Change {
     Made(String, Vec<u8>),
-    Renamed(String, String),
+    /// From one name to another, with the content that was synced before.
+    Renamed(String, String, Vec<u8>),
     Removed(String),
 }
 
@@ -36,14 +37,15 @@ impl Paper {
         Ok(())
     }
 
-    fn seen(&self, kept: usize) -> BTreeMap<String, Vec<u8>> {
+    /// What there is with some of the pending changes, one for each bit.
+    fn seen(&self, kept: u64) -> BTreeMap<String, Vec<u8>> {
         let mut files = self.durable.clone();
-        for change in &self.pending[..kept] {
+        for (_, change) in self.pending.iter().enumerate().filter(|(at, _)| kept >> at & 1 == 1) {
             match change {
                 Change::Made(name, bytes) => drop(files.insert(name.clone(), bytes.clone())),
-                Change::Renamed(from, to) => {
-                    let bytes = files.remove(from).unwrap_or_default();
-                    files.insert(to.clone(), bytes);
+                Change::Renamed(from, to, bytes) => {
+                    files.remove(from);
+                    files.insert(to.clone(), bytes.clone());
                 }
                 Change::Removed(name) => drop(files.remove(name)),
             }
@@ -51,9 +53,15 @@ impl Paper {
         files
     }
 
-    /// What may be found after the power came back: any number of the changes that were not synced.
+    /// As programs see it before the power goes.
+    fn now(&self) -> BTreeMap<String, Vec<u8>> {
+        self.seen(u64::MAX)
+    }
+
+    /// What may be found after the power came back: any of the changes that were not synced, without the others.
     fn afterwards(&self) -> Vec<BTreeMap<String, Vec<u8>>> {
-        (0..=self.pending.len()).map(|kept| self.seen(kept)).collect()
+        assert!(self.pending.len() <= 16, "{} changes are not synced", self.pending.len());
+        (0..1 << self.pending.len()).map(|kept| self.seen(kept)).collect()
     }
 }
 
@@ -77,7 +85,7 @@ impl Disk for PaperDisk {
 
     fn read(&self, name: &str, _: u64) -> io::Result<Option<Vec<u8>>> {
         let paper = self.0.lock().unwrap();
-        Ok(paper.seen(paper.pending.len()).remove(name))
+        Ok(paper.now().remove(name))
     }
 
     fn write(&mut self, name: &str, bytes: &[u8]) -> io::Result<()> {
@@ -92,8 +100,8 @@ impl Disk for PaperDisk {
     fn rename(&mut self, from: &str, to: &str) -> io::Result<()> {
         let mut paper = self.0.lock().unwrap();
         paper.step()?;
-        // The content was synced before: whatever is found under a name is what was written under it last.
-        paper.pending.push(Change::Renamed(from.to_owned(), to.to_owned()));
+        let bytes = paper.now().remove(from).unwrap_or_default();
+        paper.pending.push(Change::Renamed(from.to_owned(), to.to_owned(), bytes));
         Ok(())
     }
 
@@ -107,14 +115,13 @@ impl Disk for PaperDisk {
     fn sync(&mut self) -> io::Result<()> {
         let mut paper = self.0.lock().unwrap();
         paper.step()?;
-        let kept = paper.pending.len();
-        (paper.durable, paper.pending) = (paper.seen(kept), Vec::new());
+        (paper.durable, paper.pending) = (paper.now(), Vec::new());
         Ok(())
     }
 
     fn list(&self) -> io::Result<Vec<(String, u64)>> {
         let paper = self.0.lock().unwrap();
-        Ok(paper.seen(paper.pending.len()).into_iter().map(|(name, bytes)| (name, bytes.len() as u64)).collect())
+        Ok(paper.now().into_iter().map(|(name, bytes)| (name, bytes.len() as u64)).collect())
     }
 }
 

@@ -26,8 +26,8 @@ use weir_infer::{Manifest, Model, Origin, Worker};
 use weir_logic::ingest::{ModelName, Scored};
 use weir_logic::models::{Change, Fault, Input, News, Output, Release, Slot, Stage, Updates};
 
+use super::InferMessage;
 use super::trial::TrialProcess;
-use super::{InferMessage, Message};
 use crate::config::{Infer, Model as Entry};
 use crate::models::{Kept, ModelStore};
 use crate::status::UpdateStatus;
@@ -122,7 +122,8 @@ pub(crate) struct ModelDesk {
     tasks: Vec<Task>,
     trial: Option<Running>,
     infer_tx: mpsc::Sender<InferMessage>,
-    messages_tx: Option<mpsc::WeakSender<Message>>,
+    /// On its own thread, where it may wait for the driver.
+    is_running: bool,
     shown: Vec<UpdateStatus>,
 }
 
@@ -164,7 +165,7 @@ impl ModelDesk {
             tasks: Vec::new(),
             trial: None,
             infer_tx: infer_tx.clone(),
-            messages_tx: None,
+            is_running: false,
             shown: Vec::new(),
         };
         for entry in entries {
@@ -226,17 +227,14 @@ impl ModelDesk {
     ///
     /// # Errors
     /// If the system has no thread left.
-    pub(crate) fn spawn(
-        mut self,
-        messages_tx: mpsc::WeakSender<Message>,
-    ) -> io::Result<(SyncSender<ToModels>, JoinHandle<()>)> {
+    pub(crate) fn spawn(self) -> io::Result<(SyncSender<ToModels>, JoinHandle<()>)> {
         let (desk_tx, desk_rx) = sync_channel(WAITING_MAX);
-        self.messages_tx = Some(messages_tx);
         let thread = std::thread::Builder::new().name("models".to_owned()).spawn(move || self.run(&desk_rx))?;
         Ok((desk_tx, thread))
     }
 
     fn run(mut self, desk_rx: &Receiver<ToModels>) {
+        self.is_running = true;
         (0..self.tasks.len()).for_each(|at| self.resume(at));
         let mut look_at = Instant::now();
         loop {
@@ -400,17 +398,16 @@ impl ModelDesk {
 
     fn tell_status(&mut self) {
         let status: Vec<UpdateStatus> = self.tasks.iter().map(Task::status).collect();
-        if status != self.shown {
+        if self.is_running && status != self.shown {
             self.shown.clone_from(&status);
             self.tell(FromModels::Status(status));
         }
     }
 
-    /// A box that is stopping does not want to know.
+    /// The driver reads this also while the box stops, so that nothing that waits for an answer waits behind news.
     fn tell(&self, news: FromModels) {
-        if let Some(messages_tx) = self.messages_tx.as_ref().and_then(mpsc::WeakSender::upgrade) {
-            let _ = messages_tx.blocking_send(Message::Models(news));
-        }
+        // It has stopped: nobody wants to know.
+        let _ = self.infer_tx.blocking_send(InferMessage::News(news));
     }
 }
 
