@@ -154,19 +154,21 @@ impl Graph {
     }
 
     fn floats(&mut self, name: &str, dims: &[i64], values: &[f32]) {
-        self.tensor(name, dims, FLOAT, values.iter().flat_map(|value| value.to_le_bytes()).collect());
+        let raw: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+        self.tensor(name, dims, FLOAT, &raw);
     }
 
     fn ints(&mut self, name: &str, dims: &[i64], values: &[i64]) {
-        self.tensor(name, dims, INT64, values.iter().flat_map(|value| value.to_le_bytes()).collect());
+        let raw: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+        self.tensor(name, dims, INT64, &raw);
     }
 
-    fn tensor(&mut self, name: &str, dims: &[i64], kind: u64, raw: Vec<u8>) {
+    fn tensor(&mut self, name: &str, dims: &[i64], kind: u64, raw: &[u8]) {
         let mut tensor = Vec::new();
         dims.iter().for_each(|dim| number(1, *dim as u64, &mut tensor));
         number(2, kind, &mut tensor);
         tensor.extend(string(8, name));
-        bytes(9, &raw, &mut tensor);
+        bytes(9, raw, &mut tensor);
         bytes(5, &tensor, &mut self.initializers);
     }
 

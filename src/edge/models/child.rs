@@ -6,7 +6,7 @@
 //! over its process could not say more than a bad model can.
 //!
 //! A batch is a `u32` of rows, and for each row device (`u64`), first and last time (`i64` each) and the window's `f32`s; the
-//! answer is for each row a tag, `1` with label (`i32`, -1 for none), score and confidence (`f32`), or `0` with a `u32` length and
+//! answer is the processor time it took in microseconds (`u64`), and for each row a tag, `1` with label (`i32`, -1 for none), score and confidence (`f32`), or `0` with a `u32` length and
 //! a text. All little-endian.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
@@ -84,7 +84,9 @@ fn serve(mut from: impl BufRead, mut to: impl Write) -> io::Result<()> {
         from.read_exact(&mut bytes)?;
         limit_cpu(job.cpu_s)?;
         answer.clear();
+        let before_us = cpu_us();
         score(&mut model, &bytes, row_len, &mut answer);
+        to.write_all(&cpu_us().saturating_sub(before_us).to_le_bytes())?;
         to.write_all(&answer)?;
         to.flush()?;
     }
@@ -107,9 +109,14 @@ fn limit(job: &Job) -> io::Result<()> {
 
 /// So much processor time more than was used, and the system ends the process.
 fn limit_cpu(more_s: u64) -> io::Result<()> {
-    let used_s = clock_gettime(ClockId::ProcessCPUTime).tv_sec.unsigned_abs();
-    let limit = Rlimit { current: Some(used_s + more_s + 1), maximum: None };
+    let limit = Rlimit { current: Some(cpu_us() / 1_000_000 + more_s + 1), maximum: None };
     rustix::process::setrlimit(Resource::Cpu, limit).map_err(io::Error::from)
+}
+
+/// Processor time of this process, all threads, in microseconds.
+fn cpu_us() -> u64 {
+    let used = clock_gettime(ClockId::ProcessCPUTime);
+    used.tv_sec.unsigned_abs() * 1_000_000 + used.tv_nsec.unsigned_abs() / 1_000
 }
 
 fn load(job: &Job) -> Result<Model, String> {
@@ -157,6 +164,13 @@ pub(crate) fn put_row(batch: &mut Vec<u8>, origin: &Origin, window: &[f32]) {
     batch.extend(origin.start_us.to_le_bytes());
     batch.extend(origin.end_us.to_le_bytes());
     window.iter().for_each(|value| batch.extend(value.to_le_bytes()));
+}
+
+/// Takes the processor time of a batch, in microseconds.
+pub(crate) fn take_time(from: &mut impl Read) -> io::Result<u64> {
+    let mut bytes = [0; 8];
+    from.read_exact(&mut bytes)?;
+    Ok(u64::from_le_bytes(bytes))
 }
 
 /// Takes the answer to a row; an error of its own in words.

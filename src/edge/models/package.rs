@@ -18,7 +18,7 @@ pub struct Head {
     pub version: u64,
     /// Gateways that it is for: names, or patterns with `*`.
     pub gateways: Vec<String>,
-    /// Time that a window takes at most on such a box when it is idle, in microseconds.
+    /// Processor time that a window takes at most on such a box, in microseconds.
     pub window_us_max: u64,
     /// SHA-256 of the manifest, in hexadecimal.
     pub manifest: String,

@@ -151,7 +151,8 @@ impl ModelStore {
         Ok(())
     }
 
-    /// The box starts: true if the run before it crashed. It is noted before this returns.
+    /// The box starts, so many microseconds after the machine in its boot: true if the run before it crashed. It is noted
+    /// before this returns.
     ///
     /// # Errors
     /// `Disk`; what is said of the run before is lost then.

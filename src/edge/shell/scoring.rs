@@ -126,7 +126,7 @@ impl Driver {
             }
             FromModels::Swap { model, worker } => {
                 // The one before answers what it has queued, and ends.
-                drop(std::mem::replace(&mut self.parts.models[model], worker));
+                drop(std::mem::replace(&mut self.parts.models[model], *worker));
                 self.submit(model);
             }
             FromModels::Status(status) => self.parts.base_status.updates = status,

@@ -12,7 +12,7 @@ use std::time::Duration;
 use weir_infer::Origin;
 use weir_logic::models::Fault;
 
-use crate::models::child::{Job, Loaded, ROWS_MAX, SUBCOMMAND, put_row, take_row};
+use crate::models::child::{Job, Loaded, ROWS_MAX, SUBCOMMAND, put_row, take_row, take_time};
 
 /// Time for loading: engines compile what they load, and the box has other things to do.
 const LOAD_LIMIT: Duration = Duration::from_secs(30);
@@ -24,11 +24,20 @@ const LINE_LEN_MAX: u64 = 16 << 10;
 /// What a model on trial says of a window: label (-1 for none), score and confidence, or why there is no answer.
 pub(crate) type Said = Result<(i32, f32, f32), String>;
 
+/// What it says of a batch.
+#[derive(Debug)]
+pub(crate) struct Answers {
+    /// Processor time that it says it took, in microseconds.
+    pub(crate) cpu_us: u64,
+    /// One for each window.
+    pub(crate) said: Vec<Said>,
+}
+
 /// A model on trial, loaded. Its process ends when this is dropped.
 pub(crate) struct TrialProcess {
     child: Child,
     batches_tx: SyncSender<(Vec<u8>, usize)>,
-    answers_rx: Receiver<io::Result<Vec<Said>>>,
+    answers_rx: Receiver<io::Result<Answers>>,
     answer_limit: Duration,
 }
 
@@ -80,7 +89,7 @@ impl TrialProcess {
     ///
     /// # Errors
     /// `Process`: it is of no more use.
-    pub(crate) fn score(&mut self, rows: &[(Origin, &[f32])]) -> Result<Vec<Said>, Fault> {
+    pub(crate) fn score(&mut self, rows: &[(Origin, &[f32])]) -> Result<Answers, Fault> {
         debug_assert!(rows.len() <= ROWS_MAX);
         let mut batch = (rows.len() as u32).to_le_bytes().to_vec();
         rows.iter().for_each(|(origin, window)| put_row(&mut batch, origin, window));
@@ -140,8 +149,10 @@ impl Pipes {
         Ok(serde_json::from_slice(&line)?)
     }
 
-    fn answers(&mut self, batch: &[u8], rows: usize) -> io::Result<Vec<Said>> {
+    fn answers(&mut self, batch: &[u8], rows: usize) -> io::Result<Answers> {
         self.stdin.write_all(batch)?;
-        (0..rows).map(|_| take_row(&mut self.stdout)).collect()
+        let cpu_us = take_time(&mut self.stdout)?;
+        let said = (0..rows).map(|_| take_row(&mut self.stdout)).collect::<io::Result<_>>()?;
+        Ok(Answers { cpu_us, said })
     }
 }

@@ -15,24 +15,31 @@ pub const CRASHES_US: u64 = 600_000_000;
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Crashes {
-    /// The boot in which a run began that has not ended; `None` if the last one ended in good order.
-    running: Option<String>,
-    /// Service times of the last starts after a crash, oldest first.
+    /// A run began that has not ended in good order.
+    is_running: bool,
+    /// The machine's boot in which it began.
+    boot: String,
+    /// Times in that boot of the last starts after a crash, oldest first.
     at_us: Vec<u64>,
 }
 
 impl Crashes {
-    /// The box starts; true if the run before it ended in a crash, on a machine that was not booted since.
+    /// The box starts, so many microseconds after the machine; true if the run before it ended in a crash, on a machine that
+    /// was not booted since.
+    ///
+    /// The machine's time and not service time: a box that dies before its first commit has gained none of that.
     pub fn started(&mut self, now_us: u64, boot: &str) -> bool {
-        let has_crashed = self.running.as_deref() == Some(boot);
-        // The buffer, and with it service time, may have been lost.
+        let has_crashed = self.is_running && self.boot == boot;
+        if self.boot != boot {
+            self.at_us.clear();
+        }
         self.at_us.retain(|&at_us| at_us <= now_us && now_us - at_us < CRASHES_US);
         if has_crashed {
             self.at_us.push(now_us);
             let surplus = self.at_us.len().saturating_sub(CRASHES_MAX);
             self.at_us.drain(..surplus);
         }
-        self.running = Some(boot.to_owned());
+        (self.is_running, self.boot) = (true, boot.to_owned());
         has_crashed
     }
 

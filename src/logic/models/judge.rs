@@ -14,6 +14,8 @@ pub struct Terms {
     pub agreement_min: f32,
     /// Time that a window may take by the release, in microseconds.
     pub window_us_max: u64,
+    /// How many times that it may take here.
+    pub slower_max: u64,
 }
 
 /// What a model did with some windows.
@@ -27,7 +29,7 @@ pub struct Observation {
     pub last_error: String,
     /// Those answered differently from the active model.
     pub disagreements: u64,
-    /// Time for all of them, in microseconds.
+    /// Time for all of them, in microseconds: of the processor in a process of its own, else by the clock on the wall.
     pub us: u64,
 }
 
@@ -49,8 +51,6 @@ pub struct Judge {
 
 /// One window in so many may go without an answer: a device that sends nonsense is not the model's fault.
 const ERRORS_ONE_IN: u64 = 50;
-/// What a window may take on a box that has other things to do, in times of what was promised for an idle one.
-const SLOWER_MAX: u64 = 8;
 
 impl Judge {
     /// Nothing was seen yet.
@@ -81,7 +81,7 @@ impl Judge {
         if errors > of.div_ceil(ERRORS_ONE_IN) {
             return Some(Judgement::Failed(Fault::Errors { errors, windows, last: seen.last_error.clone() }));
         }
-        let us_limit = self.terms.window_us_max.saturating_mul(SLOWER_MAX).saturating_mul(of);
+        let us_limit = self.terms.window_us_max.saturating_mul(self.terms.slower_max).saturating_mul(of);
         if us > us_limit {
             let us_max = self.terms.window_us_max;
             return Some(Judgement::Failed(Fault::Slow { us: us / answered, windows, us_max }));

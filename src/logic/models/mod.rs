@@ -29,7 +29,7 @@ pub struct Release {
     pub version: u64,
     /// SHA-256 of its head, in hexadecimal: where the store has it.
     pub id: String,
-    /// Time that a window takes at most, by its head, in microseconds.
+    /// Processor time that a window takes at most, by its head, in microseconds.
     pub window_us_max: u64,
 }
 

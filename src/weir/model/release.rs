@@ -26,7 +26,7 @@ pub struct ModelSignArgs {
     /// Version of the release, above that of every release for this task before.
     #[arg(long, value_parser = clap::value_parser!(u64).range(1..))]
     pub version: u64,
-    /// Time that a window takes at most on an idle box, in microseconds; `weir model check` measures it.
+    /// Processor time that a window takes at most on the box, in microseconds; `weir model check` measures it.
     #[arg(long, value_parser = clap::value_parser!(u64).range(1..=60_000_000))]
     pub window_us: u64,
     /// The task that it answers; without this what its manifest says.

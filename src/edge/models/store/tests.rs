@@ -212,7 +212,7 @@ fn what_no_slot_names_is_removed_and_the_limit_holds_without_the_previous_one() 
     }
     let slot = store.slot("activity");
     assert_eq!(slot.previous.as_ref().map(|release| store.load(release).unwrap().head.version), Some(4));
-    let mut small = ModelStore::open_on(Box::new(disk.clone()), key.public(), "box-1", one).unwrap();
+    let mut small = ModelStore::open_on(Box::new(disk), key.public(), "box-1", one).unwrap();
     let full = small.import(&package(&key, 6)).unwrap_err();
     assert!(matches!(full, StoreError::Full { .. }) && full.to_string().contains("raise infer.updates.size_limit"), "{full}");
     assert!(small.load(slot.active.as_ref().unwrap()).is_ok() && small.load(slot.previous.as_ref().unwrap()).is_ok());

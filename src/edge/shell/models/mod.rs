@@ -78,7 +78,7 @@ pub(crate) enum FromModels {
     /// Another worker takes a model's place.
     Swap {
         model: usize,
-        worker: Worker,
+        worker: Box<Worker>,
     },
     Status(Vec<UpdateStatus>),
 }
@@ -149,8 +149,10 @@ impl ModelDesk {
             })
             .ok()?;
         let now_us = clock.now_us();
-        let boot = clock.mark(now_us).boot.map(|boot| format!("{:016x}", boot.id)).unwrap_or_default();
-        let has_crashed = store.run_begins(now_us, &boot).unwrap_or_else(|err| {
+        // A kernel that tells no boots: then service time must do.
+        let (boot_us, boot) =
+            clock.mark(now_us).boot.map_or((now_us, String::new()), |boot| (boot.us, format!("{:016x}", boot.id)));
+        let has_crashed = store.run_begins(boot_us, &boot).unwrap_or_else(|err| {
             let err = with_sources(&err);
             tracing::error!(err, "that the box runs cannot be noted; a model on probation is taken back");
             true
@@ -340,7 +342,7 @@ impl ModelDesk {
         let is_on_trial = release.is_some() && on_trial.map(|trial| &trial.release) == release;
         let input = match worker {
             Ok(worker) => {
-                self.tell(FromModels::Swap { model: index, worker });
+                self.tell(FromModels::Swap { model: index, worker: Box::new(worker) });
                 let watch = if is_on_trial { Watch::Count } else { Watch::Nothing };
                 self.tell(FromModels::Watch { model: index, watch });
                 if is_on_trial { Input::Loaded } else { return }
@@ -423,7 +425,7 @@ impl Drop for ModelDesk {
 
 impl Task {
     fn status(&self) -> UpdateStatus {
-        let slot = self.updates.slot();
+        let slot = self.updates.in_force();
         let version = |release: &Option<Release>| release.as_ref().map_or(0, |release| release.version);
         UpdateStatus {
             task: self.name.clone(),

@@ -8,7 +8,7 @@ use weir_logic::ingest::{ModelName, Scored, Verdict};
 use weir_logic::models::{Fault, Input, Observation, Release};
 
 use super::super::InferMessage;
-use super::super::trial::{Said, TrialProcess};
+use super::super::trial::{Answers, Said, TrialProcess};
 use super::{ModelDesk, Running, Shown};
 use crate::models::child::{Job, ROWS_MAX};
 
@@ -51,8 +51,9 @@ impl ModelDesk {
                 batch.iter().map(|shown| (shown.origin, shown.scored.window.as_slice())).collect();
             let start = Instant::now();
             let input = match running.process.score(&rows) {
-                Ok(said) => {
-                    let us = start.elapsed().as_micros() as u64;
+                Ok(Answers { cpu_us, said }) => {
+                    // More than passed by the clock on the wall it cannot have been.
+                    let us = cpu_us.min(start.elapsed().as_micros() as u64);
                     Input::Observed(running.compare(&mut batch, said, us))
                 }
                 Err(fault) => Input::Failed(fault),
