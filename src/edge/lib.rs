@@ -7,6 +7,7 @@ mod budget;
 pub mod config;
 pub mod congestion;
 mod metrics;
+pub mod models;
 mod shell;
 pub mod status;
 pub mod store;
@@ -24,7 +25,6 @@ use weir_host::notify::Notify;
 use weir_host::quic::{self, QuicError};
 use weir_host::shutdown::Shutdown;
 use weir_host::tls::{self, ClientCerts, Credentials, IdentityError, TlsError, TlsVersion, TrustRoots};
-use weir_infer::{Model, Worker};
 use weir_logic::gateway::{Gateway, Question, Start};
 use weir_logic::ids::Epoch;
 use weir_logic::ingest::RouteError;
@@ -32,14 +32,15 @@ use weir_logic::lanes::Found;
 use weir_logic::mqtt::{Secret, UserIndex};
 use weir_logic::wire;
 
-use crate::config::{Broker, BrokerClient, Config, ListenTls, ModelInfo, PolicyError};
+use crate::config::{Broker, BrokerClient, Config, ListenTls, PolicyError};
 use crate::shell::auth::Users;
 use crate::shell::broker::BrokerTarget;
 use crate::shell::interface::Interfaces;
 use crate::shell::listen::{HANDSHAKES_MAX, ListenCounters, Listener};
+use crate::shell::models::{ModelDesk, start_models};
 use crate::shell::policies::Desk;
 use crate::shell::uplink::{TcpWay, Transport, UplinkTarget};
-use crate::shell::{Driver, DriverParts, InferBatch, UplinkHandle, moment};
+use crate::shell::{Driver, DriverParts, UplinkHandle, moment};
 use crate::status::{Status, StoreStatus, UplinkStatus};
 use crate::store::{OpenError, Store, StoreOptions, StoreThread};
 
@@ -144,7 +145,7 @@ pub struct Edge {
     messages_tx: mpsc::Sender<shell::Message>,
     status_rx: watch::Receiver<Status>,
     store_thread: StoreThread,
-    desk_thread: std::thread::JoinHandle<()>,
+    desk_threads: Vec<std::thread::JoinHandle<()>>,
     admin: Admin,
     tasks: Vec<tokio::task::JoinHandle<()>>,
 }
@@ -194,7 +195,11 @@ impl Edge {
 
         // Models, then the policy that uses them, then the machine itself.
         let (infer_tx, infer_rx) = mpsc::channel(INFER_LEN);
-        let (models, infos) = start_models(config, &infer_tx)?;
+        let here = (data_dir.as_path(), base_status.gateway.as_str());
+        let mut model_desk = ModelDesk::open(&config.infer, &config.model, here, &clock, &infer_tx);
+        base_status.models_forbidden = model_desk.as_ref().is_some_and(ModelDesk::forbids_models);
+        let (models, infos) = start_models(config, model_desk.as_mut(), &infer_tx)
+            .map_err(|source| StartError::System { what: "a thread", source })?;
         let mut policy = config.policy(&infos)?;
         policy.brokers = config.broker_policies(&base_status.gateway, &broker_passwords(config)?);
         let (desk, policy, offers) = Desk::open(config, &infos, &base_status.gateway, policy);
@@ -220,6 +225,9 @@ impl Edge {
             .map_err(|source| StartError::System { what: "a thread", source })?;
         let (policies_tx, desk_thread) =
             desk.spawn(messages_tx.downgrade()).map_err(|source| StartError::System { what: "a thread", source })?;
+        let model_desk = model_desk.map(ModelDesk::spawn).transpose();
+        let (desk_tx, model_thread) = model_desk.map_err(|source| StartError::System { what: "a thread", source })?.unzip();
+        let desk_threads = std::iter::once(desk_thread).chain(model_thread).collect();
         let listen_counters = Arc::new(ListenCounters::default());
         let listeners = listeners(config, sockets.mqtt, &listen_counters)?;
         let brokers = brokers(config)?;
@@ -242,6 +250,7 @@ impl Edge {
             brokers,
             models,
             infer_rx,
+            desk_tx,
             uplinks,
             status_tx,
             base_status,
@@ -249,7 +258,7 @@ impl Edge {
             notify,
             listen_counters,
         });
-        Ok(Edge { driver, listeners, messages_tx, status_rx, store_thread, desk_thread, admin, tasks })
+        Ok(Edge { driver, listeners, messages_tx, status_rx, store_thread, desk_threads, admin, tasks })
     }
 
     /// Follows the box's status.
@@ -264,7 +273,7 @@ impl Edge {
 
     /// Runs until shutdown is requested; then ends connections and waits until what was taken in is safe.
     pub async fn run(self, shutdown: Shutdown) {
-        let Edge { driver, listeners, messages_tx, status_rx: _, store_thread, desk_thread, admin, mut tasks } = self;
+        let Edge { driver, listeners, messages_tx, status_rx: _, store_thread, desk_threads, admin, mut tasks } = self;
         tasks.extend(listeners.into_iter().map(|listener| tokio::spawn(shell::listen::run(listener, messages_tx.clone()))));
         drop(messages_tx);
         let models = Box::pin(driver.run(shutdown)).await;
@@ -276,8 +285,10 @@ impl Edge {
                 model.stop();
             }
             drop(admin);
-            if desk_thread.join().is_err() {
-                tracing::error!("the policies' thread panicked");
+            for desk_thread in desk_threads {
+                if desk_thread.join().is_err() {
+                    tracing::error!("the thread of the desk for policies or models panicked");
+                }
             }
             store_thread.join()
         };
@@ -321,39 +332,6 @@ fn clock(opened: &store::Opened, identity: Option<&Identity>) -> Clock {
 
 fn random() -> Result<u64, StartError> {
     getrandom::u64().map_err(|err| StartError::System { what: "random bytes", source: io::Error::other(err) })
-}
-
-/// Loads each model and starts its thread; what cannot be loaded is reported and left out.
-fn start_models(config: &Config, infer_tx: &mpsc::Sender<InferBatch>) -> Result<(Vec<Worker>, Vec<ModelInfo>), StartError> {
-    let library = config.infer.runtime_library();
-    let (mut workers, mut infos) = (Vec::new(), Vec::new());
-    for entry in &config.model {
-        let model = match Model::load(&entry.manifest, config.infer.backend, &library) {
-            Ok(model) => model,
-            Err(err) => {
-                tracing::error!(model = entry.name, %err, "model is not loaded; its streams go on without it");
-                continue;
-            }
-        };
-        if let Some(err) = model.fallback() {
-            tracing::info!(model = entry.name, %err, "running on the embedded engine");
-        }
-        for advice in model.advice() {
-            tracing::warn!(model = entry.name, %advice, "model runs worse than it could");
-        }
-        let (version, task) = (&model.manifest().version, entry.task.as_deref().unwrap_or_default());
-        tracing::info!(model = entry.name, version, task, backend = ?model.backend(), "model is loaded");
-        infos.push(ModelInfo::new(&entry.name, model.manifest()));
-        let (infer_tx, index) = (infer_tx.clone(), workers.len());
-        let sink = Box::new(move |outcomes| {
-            // The driver has stopped: nobody waits for these.
-            let _ = infer_tx.blocking_send(InferBatch { model: index, outcomes });
-        });
-        let worker = Worker::start(model, config.infer.worker_options(), sink)
-            .map_err(|source| StartError::System { what: "a thread", source })?;
-        workers.push(worker);
-    }
-    Ok((workers, infos))
 }
 
 /// Configured users, and behind them the one that anonymous clients are.

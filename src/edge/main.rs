@@ -25,6 +25,9 @@ enum Command {
         #[arg(long)]
         config: PathBuf,
     },
+    /// The process of a model on trial; `run` starts it.
+    #[command(hide = true)]
+    ModelChild,
 }
 
 /// Bad flags or a bad configuration.
@@ -41,7 +44,10 @@ fn main() -> ExitCode {
             return ExitCode::from(code);
         }
     };
-    let Command::Run { config } = cli.command;
+    let config = match cli.command {
+        Command::Run { config } => config,
+        Command::ModelChild => return weir_edge::models::child::run(),
+    };
     let config = match Config::load(&config) {
         Ok(config) => config,
         Err(errors) => {

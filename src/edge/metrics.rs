@@ -20,6 +20,7 @@ pub(crate) fn text(status: &Status) -> String {
     graph(status, &mut out);
     uplinks(status, &mut out);
     models(status, &mut out);
+    updates(status, &mut out);
     offload(status, &mut out);
     out.finish()
 }
@@ -257,6 +258,24 @@ fn offload(status: &Status, out: &mut MetricsText) {
     }
     let opened = offload.pools.iter().map(|pool| ([("pool", pool.name.as_str())], pool.breaker_opened));
     out.counters("weir_pool_breaker_opened_total", "Times that its breaker opened.", opened);
+}
+
+fn updates(status: &Status, out: &mut MetricsText) {
+    let forbidden = f64::from(u8::from(status.models_forbidden));
+    out.gauge("weir_models_forbidden", "1 if models have taken the box down too often, and it runs without them.", forbidden);
+    let unshown = "Batches that a model on trial was not shown, because it had not finished those before.";
+    out.counter("weir_models_unshown_total", unshown, status.windows_unshown);
+    let tasks = || status.updates.iter().map(|update| (update, [("task", update.task.as_str())]));
+    let help = "Version of the model that answers a task; 0 for the configuration's file.";
+    out.gauges("weir_models_version", help, tasks().map(|(update, labels)| (labels, update.answers as f64)));
+    let help = "Version of the model on trial; 0 for none.";
+    let trials = tasks().map(|(update, labels)| (labels, update.trial.unwrap_or(0) as f64));
+    out.gauges("weir_models_trial_version", help, trials);
+    let changes = status.updates.iter().flat_map(|update| {
+        let labels = |change| [("task", update.task.as_str()), ("change", change)];
+        update.changes.iter().map(move |(change, &count)| (labels(change.as_str()), count))
+    });
+    out.counters("weir_models_changes_total", "What became of models that came to the box.", changes);
 }
 
 fn models(status: &Status, out: &mut MetricsText) {

@@ -18,8 +18,10 @@ use weir_logic::rollout::OfferState;
 use crate::shell::listen::ListenCounters;
 
 mod offload;
+mod updates;
 
 pub use offload::{OffloadStatus, PoolStatus};
+pub use updates::UpdateStatus;
 
 use offload::offload;
 
@@ -75,6 +77,15 @@ pub struct Status {
     pub uplinks: Vec<UplinkStatus>,
     /// Models.
     pub models: Vec<ModelStatus>,
+    /// Tasks whose models may be replaced while the box runs.
+    #[serde(default)]
+    pub updates: Vec<UpdateStatus>,
+    /// Batches that a model on trial was not shown, because it had not finished those before.
+    #[serde(default)]
+    pub windows_unshown: u64,
+    /// True if models have taken the box down too often, and it runs without them.
+    #[serde(default)]
+    pub models_forbidden: bool,
     /// Larger models in the cloud, and what was asked of them.
     #[serde(default)]
     pub offload: OffloadStatus,

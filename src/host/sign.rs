@@ -1,4 +1,4 @@
-//! Signatures of policies: who may change what a box does.
+//! Signatures of policies and models: who may change what a box does.
 //!
 //! The cloud hands policies on, and whoever breaks into it must not be able to write one. So a policy is signed where it is
 //! written, with a key that the cloud never has, and a box takes only what was signed with the key of its own configuration.
@@ -14,6 +14,8 @@ use ring::signature::{ED25519, Ed25519KeyPair, KeyPair as _, UnparsedPublicKey};
 
 /// What precedes the text of a policy when it is signed.
 pub const CONTEXT: &[u8] = b"weir policy 1\n";
+/// What precedes the head of a model.
+const MODEL_CONTEXT: &[u8] = b"weir model 1\n";
 /// Length of a signature in bytes. Source: RFC 8032, 5.1.6.
 pub const SIGNATURE_LEN: usize = 64;
 /// Length of a public key in bytes. Source: RFC 8032, 5.1.5.
@@ -57,7 +59,20 @@ impl PublicKey {
     /// # Errors
     /// `Mismatch` if it was not.
     pub fn verify(&self, text: &[u8], signature: &[u8]) -> Result<(), SignError> {
-        UnparsedPublicKey::new(&ED25519, &self.0).verify(&signed(text), signature).map_err(|_| SignError::Mismatch)
+        self.verify_in(CONTEXT, text, signature)
+    }
+
+    /// The same of the head of a model.
+    ///
+    /// # Errors
+    /// `Mismatch` if it was not.
+    pub fn verify_model(&self, head: &[u8], signature: &[u8]) -> Result<(), SignError> {
+        self.verify_in(MODEL_CONTEXT, head, signature)
+    }
+
+    fn verify_in(&self, context: &[u8], text: &[u8], signature: &[u8]) -> Result<(), SignError> {
+        let signed = [context, text].concat();
+        UnparsedPublicKey::new(&ED25519, &self.0).verify(&signed, signature).map_err(|_| SignError::Mismatch)
     }
 }
 
@@ -101,7 +116,12 @@ impl SecretKey {
 
     /// Signs the text of a policy.
     pub fn sign(&self, text: &[u8]) -> Vec<u8> {
-        self.pair.sign(&signed(text)).as_ref().to_vec()
+        self.pair.sign(&[CONTEXT, text].concat()).as_ref().to_vec()
+    }
+
+    /// Signs the head of a model.
+    pub fn sign_model(&self, head: &[u8]) -> Vec<u8> {
+        self.pair.sign(&[MODEL_CONTEXT, head].concat()).as_ref().to_vec()
     }
 
     /// Its text, for a file that only its owner reads; the inverse of `from_str`.
@@ -144,10 +164,6 @@ pub fn signature_from_text(text: &str) -> Result<[u8; SIGNATURE_LEN], SignError>
     bytes.ok_or(SignError::Form { word: SIGNATURE_WORD, expected: "128" })
 }
 
-fn signed(text: &[u8]) -> Vec<u8> {
-    [CONTEXT, text].concat()
-}
-
 fn to_text(word: &str, bytes: &[u8]) -> String {
     use fmt::Write as _;
     bytes.iter().fold(format!("{word}:"), |mut text, byte| {
@@ -182,6 +198,9 @@ mod tests {
             assert_eq!(key.public().verify(TEXT, &changed), Err(SignError::Mismatch), "byte {at}");
         }
         assert_eq!(key.public().verify(TEXT, b""), Err(SignError::Mismatch));
+        assert_eq!(key.public().verify_model(TEXT, &signature), Err(SignError::Mismatch), "a policy is no model");
+        assert_eq!(key.public().verify_model(TEXT, &key.sign_model(TEXT)), Ok(()));
+        assert_eq!(key.public().verify(TEXT, &key.sign_model(TEXT)), Err(SignError::Mismatch), "nor a model a policy");
     }
 
     #[test]

@@ -34,6 +34,8 @@ pub struct Outcome {
     pub id: u64,
     /// The request's, unchanged: to offload it, to keep it, or to use its memory again.
     pub window: Vec<f32>,
+    /// The request's.
+    pub origin: Option<Origin>,
     /// The answer, or why there is none.
     pub result: Result<Answer, RunError>,
 }
@@ -202,7 +204,10 @@ impl Service {
         let results = self.model.score_rows(&rows);
         self.counters.batch(&results, start.elapsed().as_micros() as u64);
         self.counters.state(&self.model.state_counts());
-        let outcome = |(request, result): (Request, _)| Outcome { id: request.id, window: request.window, result };
+        let outcome = |(request, result): (Request, _)| {
+            let Request { id, window, origin } = request;
+            Outcome { id, window, origin, result }
+        };
         batch.into_iter().zip(results).map(outcome).collect()
     }
 }

@@ -14,6 +14,7 @@ pub mod ids;
 pub mod ingest;
 pub mod lanes;
 pub mod load;
+pub mod models;
 pub mod mqtt;
 pub mod offer;
 pub mod offload;

@@ -22,6 +22,7 @@ mod restarts;
 mod start;
 mod thinning;
 mod undecodable;
+mod updates;
 mod verdicts;
 mod waiting;
 

@@ -3,6 +3,7 @@
 pub mod broker;
 pub mod client;
 pub mod netns;
+pub mod onnx;
 pub mod oracle;
 pub mod process;
 pub mod proxy;

@@ -22,6 +22,7 @@ mod policy;
 mod process;
 mod stream;
 mod summary;
+mod updates;
 mod uplink;
 mod value;
 
@@ -42,6 +43,7 @@ pub use policy::{ModelInfo, PolicyError};
 pub use process::{Admin, Gateway, Log};
 pub use stream::{Ack, Infer, Model, Stream};
 pub use summary::Summary;
+pub use updates::Updates;
 pub use uplink::{Fallback, Session, Tls, Uplink, UplinkPath};
 pub use value::{Floor, LadderName, PlanConfig, Value};
 

@@ -9,7 +9,7 @@ use weir_logic::payload::{OpaqueFormat, PayloadFormat};
 use weir_logic::policy::StreamFidelity;
 use weir_logic::window::{AggregateConfig, KeepConfig, WindowConfig};
 
-use super::{StreamOffload, Value};
+use super::{StreamOffload, Updates, Value};
 
 /// `[[stream]]`
 #[derive(Debug, Clone, PartialEq, Deserialize)]
@@ -98,7 +98,7 @@ pub struct Model {
 }
 
 /// `[infer]`
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Infer {
     /// Which engine runs the models.
@@ -113,6 +113,8 @@ pub struct Infer {
     pub batch_windows_max: usize,
     /// Devices whose state a recurrent model keeps; the one that is silent longest is forgotten first.
     pub state_devices_max: usize,
+    /// Whether models come to the box while it runs.
+    pub updates: Updates,
 }
 
 impl Default for Infer {
@@ -124,6 +126,7 @@ impl Default for Infer {
             queue_windows_max: 256,
             batch_windows_max: 32,
             state_devices_max: 8_192,
+            updates: Updates::default(),
         }
     }
 }

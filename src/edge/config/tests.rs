@@ -10,6 +10,7 @@ use super::*;
 mod overlay;
 mod shipped;
 mod tasks;
+mod updates;
 mod wrong;
 
 /// Checks text as if it were a file in the repository's `config`, without looking at the files it names.

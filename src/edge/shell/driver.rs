@@ -5,18 +5,19 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::SyncSender;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
 use weir_host::clock::{Clock, ClockMark};
 use weir_host::notify::Notify;
 use weir_host::shutdown::Shutdown;
-use weir_infer::{Origin, Outcome, RefusedReason, Request, Worker};
+use weir_infer::{Origin, Outcome, Request, Worker};
 use weir_logic::budget::BudgetLevel;
 use weir_logic::gateway::{Event, Gateway, Input, Output};
 use weir_logic::health::PathStats;
 use weir_logic::ids::VoidReason;
-use weir_logic::ingest::{BrokerEvent, BrokerIndex, ConnId, Moment, Scored, Verdict};
+use weir_logic::ingest::{BrokerEvent, BrokerIndex, ConnId, ModelName, Moment, Scored};
 use weir_logic::mqtt::{AuthRefusal, Close};
 use weir_logic::rollout::OfferState;
 use weir_logic::uplink::DownReason;
@@ -25,8 +26,10 @@ use super::Message;
 use super::auth::Credentials;
 use super::broker::BrokerTarget;
 use super::listen::{ClientCommand, ClientHandle, ClientOrigin, ConnIds, ListenCounters, recycle};
-use super::notices::{Failures, Notices};
+use super::models::{FromModels, ToModels};
+use super::notices::Notices;
 use super::policies::ToDesk;
+use super::scoring::ModelsAtWork;
 use super::uplink::{UplinkCommand, UplinkEvent};
 use crate::budget;
 use crate::status::{Status, StoreStatus};
@@ -36,7 +39,19 @@ use crate::store::{StoreEvent, StoreInput, StoreTime};
 #[derive(Debug)]
 pub(crate) struct InferBatch {
     pub(crate) model: usize,
+    /// Whose they are, if it is another than the policy names.
+    pub(crate) by: Option<Arc<ModelName>>,
     pub(crate) outcomes: Vec<Outcome>,
+}
+
+/// What comes of windows.
+#[derive(Debug)]
+pub(crate) enum InferMessage {
+    Batch(InferBatch),
+    /// Windows of a canary's devices, with the answers that are to be used.
+    Canary(Vec<Scored>),
+    /// What the desk for models has to say.
+    News(FromModels),
 }
 
 /// An uplink as the driver sees it.
@@ -74,7 +89,9 @@ pub(crate) struct DriverParts {
     /// In the order of the policy's.
     pub(crate) brokers: Vec<Arc<BrokerTarget>>,
     pub(crate) models: Vec<Worker>,
-    pub(crate) infer_rx: mpsc::Receiver<InferBatch>,
+    pub(crate) infer_rx: mpsc::Receiver<InferMessage>,
+    /// The desk for models, if the box takes any.
+    pub(crate) desk_tx: Option<SyncSender<ToModels>>,
     pub(crate) uplinks: Vec<UplinkHandle>,
     pub(crate) status_tx: watch::Sender<Status>,
     pub(crate) base_status: Status,
@@ -85,7 +102,7 @@ pub(crate) struct DriverParts {
 
 /// The loop's state.
 pub(crate) struct Driver {
-    parts: DriverParts,
+    pub(super) parts: DriverParts,
     conns: ConnIds,
     clients: HashMap<ConnId, ClientHandle>,
     store: StoreStatus,
@@ -99,13 +116,10 @@ pub(crate) struct Driver {
     budgets_unsaved: Arc<AtomicBool>,
     /// When the transaction that is under way was handed to the disk.
     asked_us: Option<u64>,
-    /// By model: windows that found its queue full; no more than the gateway has under way.
-    waiting_infer: Vec<VecDeque<Request>>,
+    pub(super) models: ModelsAtWork,
     /// Clients sent away because too many waited for their password to be checked.
     auth_refused: u64,
     refusals: Notices,
-    /// By model.
-    model_failures: Vec<Failures>,
     /// By uplink: a failed attempt of the present outage is in the log.
     said_failed: Vec<bool>,
     /// The same for brokers' clients.
@@ -124,7 +138,7 @@ const STOP_LIMIT: Duration = Duration::from_secs(10);
 enum Woken {
     Message(Message),
     Store(StoreEvent),
-    Infer(InferBatch),
+    Infer(InferMessage),
     Uplink(usize, u64, UplinkEvent),
     Time,
     Stop,
@@ -133,8 +147,7 @@ enum Woken {
 impl Driver {
     pub(crate) fn new(parts: DriverParts) -> Self {
         Driver {
-            waiting_infer: parts.models.iter().map(|_| VecDeque::new()).collect(),
-            model_failures: parts.models.iter().map(|_| Failures::default()).collect(),
+            models: ModelsAtWork::new(parts.models.len()),
             said_failed: vec![false; parts.uplinks.len()],
             said_broker_failed: vec![false; parts.brokers.len()],
             parts,
@@ -201,7 +214,11 @@ impl Driver {
         match woken {
             Woken::Message(message) => self.message(now, message),
             Woken::Store(event) => self.store_event(now, event),
-            Woken::Infer(batch) => self.inferred(now, batch),
+            Woken::Infer(InferMessage::Batch(batch)) => self.inferred(now, batch),
+            Woken::Infer(InferMessage::News(news)) => self.news_of_models(news),
+            Woken::Infer(InferMessage::Canary(windows)) => {
+                windows.into_iter().for_each(|scored| self.parts.gateway.handle(now, Input::Inferred(scored)));
+            }
             Woken::Uplink(index, generation, event)
                 if generation == self.parts.uplinks[index].generation || matches!(event, UplinkEvent::Interface { .. }) =>
             {
@@ -281,46 +298,6 @@ impl Driver {
         }
     }
 
-    /// Hands a model what it has room for; the rest waits. The gateway stops reading while too many windows are under way.
-    fn submit(&mut self, model: usize) {
-        while let Some(request) = self.waiting_infer[model].pop_front() {
-            let Err(refused) = self.parts.models[model].try_submit(request) else { continue };
-            if refused.reason == RefusedReason::Full {
-                self.waiting_infer[model].push_front(refused.request);
-                return;
-            }
-            let now = moment(&self.parts.clock);
-            let Request { id: job, window, origin: _ } = refused.request;
-            self.parts.gateway.handle(now, Input::Inferred(Scored { job, window, verdict: None }));
-        }
-    }
-
-    fn inferred(&mut self, now: Moment, batch: InferBatch) {
-        self.submit(batch.model);
-        let DriverParts { models, gateway, .. } = &mut self.parts;
-        let manifest = models[batch.model].manifest();
-        let streak = &mut self.model_failures[batch.model];
-        for Outcome { id: job, window, result } in batch.outcomes {
-            let verdict = match result {
-                Ok(answer) => {
-                    if let Some(windows) = streak.worked(now.service_us) {
-                        tracing::info!(model = manifest.name, windows, "model works again; so many windows have no verdict");
-                    }
-                    let label =
-                        answer.verdict.label.and_then(|index| manifest.output.labels.get(index)).map_or("", String::as_str);
-                    Some(Verdict { label: label.into(), score: answer.verdict.score, confidence: answer.verdict.confidence })
-                }
-                Err(err) => {
-                    if streak.failed(now.service_us) {
-                        tracing::warn!(model = manifest.name, %err, "model fails; where only its verdicts are kept, windows are kept raw");
-                    }
-                    None
-                }
-            };
-            gateway.handle(now, Input::Inferred(Scored { job, window, verdict }));
-        }
-    }
-
     fn uplink_event(&mut self, now: Moment, uplink: u8, event: UplinkEvent) {
         let gateway = &mut self.parts.gateway;
         match event {
@@ -357,8 +334,7 @@ impl Driver {
                 Output::Infer(job) => {
                     let model = usize::from(job.model);
                     let origin = Origin { device: job.source.into(), start_us: job.start_us, end_us: job.end_us };
-                    self.waiting_infer[model].push_back(Request { id: job.job, window: job.window, origin: Some(origin) });
-                    self.submit(model);
+                    self.submit_also(model, Request { id: job.job, window: job.window, origin: Some(origin) });
                 }
                 Output::Commit(request) => {
                     let now = moment(&self.parts.clock);

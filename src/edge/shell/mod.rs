@@ -9,11 +9,14 @@ pub(crate) mod broker;
 mod driver;
 pub(crate) mod interface;
 pub(crate) mod listen;
+pub(crate) mod models;
 mod notices;
 pub(crate) mod policies;
+mod scoring;
+mod trial;
 pub(crate) mod uplink;
 
-pub(crate) use driver::{Driver, DriverParts, InferBatch, UplinkHandle, moment};
+pub(crate) use driver::{Driver, DriverParts, InferBatch, InferMessage, UplinkHandle, moment};
 
 use std::net::SocketAddr;
 

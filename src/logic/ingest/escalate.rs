@@ -142,6 +142,7 @@ impl Streams {
             ack = Ack::WhenSafe { lane, seq };
         }
         let by = said.as_ref().and_then(|said| match said {
+            Said::Here(Verdict { by: Some(by), .. }) => Some((&by.name, &by.version)),
             Said::Here(_) => stream.policy.model.as_ref().map(|model| (&model.name, &model.version)),
             Said::There(answer) => Some((&answer.model, &answer.version)),
         });

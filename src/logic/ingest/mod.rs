@@ -30,7 +30,7 @@ use crate::window::KeepRules;
 pub use arrival::Inspected;
 pub use brokers::{BrokerCounters, BrokerEvent, BrokerIndex, BrokerView};
 pub use counts::{EarlyAcks, Fate, FateCounters, IngestCounters, SampleCounts};
-pub use streams::{InferJob, Scored, Verdict};
+pub use streams::{InferJob, ModelName, Scored, Verdict};
 
 use arrival::{Arrival, Parts, Sender, Waiting, take_in};
 use brokers::Brokers;
@@ -556,6 +556,11 @@ impl Ingest {
     /// device: for a status page, not for the path of a message.
     pub fn sample_counts(&self) -> Vec<SampleCounts> {
         self.streams.sample_counts()
+    }
+
+    /// Name of the device that [`InferJob::source`] means.
+    pub fn device(&self, source: u32) -> Option<&str> {
+        self.streams.sources.get(source as usize).map(|source| &*source.device)
     }
 
     /// Verdicts given, and windows that could not be scored, since start.

@@ -55,6 +55,17 @@ pub struct Verdict {
     pub score: f32,
     /// How sure it is, 0 to 1.
     pub confidence: f32,
+    /// Who said it, if that is another version than the stream's policy names.
+    pub by: Option<Arc<ModelName>>,
+}
+
+/// Name and version of a model, as verdicts carry them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ModelName {
+    /// As its manifest calls it.
+    pub name: Arc<str>,
+    /// Its version.
+    pub version: Arc<str>,
 }
 
 /// A stream as the data plane sees it.

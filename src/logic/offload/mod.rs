@@ -352,7 +352,7 @@ impl Offloads {
         if !open.has_failed {
             pool.breaker.success(now_us);
         }
-        let verdict = Verdict { label: answer.label.into(), score: answer.score, confidence: answer.confidence };
+        let verdict = Verdict { label: answer.label.into(), score: answer.score, confidence: answer.confidence, by: None };
         let answer = RemoteVerdict { verdict, model: answer.model.into(), version: answer.version.into() };
         for waiter in &open.waiters {
             let counts = &mut self.counts[usize::from(waiter.stream)];

@@ -7,6 +7,7 @@
 mod engine;
 mod measure;
 mod print;
+mod release;
 mod table;
 
 use std::io::{self, Write};
@@ -22,6 +23,7 @@ use crate::check::EXIT_MISTAKES;
 
 pub use engine::EngineReport;
 pub use measure::{BatchTime, Cost, GoldenResult};
+pub use release::{ModelListArgs, ModelPushArgs, ModelSignArgs, ModelTaskArgs};
 
 /// `weir model`.
 #[derive(Debug, Clone, Subcommand)]
@@ -30,6 +32,16 @@ pub enum ModelCommand {
     Check(ModelCheckArgs),
     /// Show the same of all models of folders, as a table in Markdown
     Table(ModelTableArgs),
+    /// Sign a model for boxes that take new ones while they run; needs a key of `weir policy keygen`
+    Sign(ModelSignArgs),
+    /// Give a signed model to the box on this machine, which tries it
+    Push(ModelPushArgs),
+    /// Have a model on trial reach its next stage now
+    Promote(ModelTaskArgs),
+    /// End a trial, or go back to the model before the active one
+    Rollback(ModelTaskArgs),
+    /// Show the models that came to the box on this machine
+    List(ModelListArgs),
 }
 
 /// Arguments of `weir model check`.
@@ -120,6 +132,11 @@ pub fn run(command: &ModelCommand) -> anyhow::Result<ExitCode> {
     match command {
         ModelCommand::Check(args) => check(args, &mut out),
         ModelCommand::Table(args) => table::write(args, &mut out),
+        ModelCommand::Sign(args) => release::sign(args, &mut out).map(|()| ExitCode::SUCCESS),
+        ModelCommand::Push(args) => release::push(args, &mut out).map(|()| ExitCode::SUCCESS),
+        ModelCommand::Promote(args) => release::wish(args, "promote", &mut out).map(|()| ExitCode::SUCCESS),
+        ModelCommand::Rollback(args) => release::wish(args, "rollback", &mut out).map(|()| ExitCode::SUCCESS),
+        ModelCommand::List(args) => release::list(args, &mut out).map(|()| ExitCode::SUCCESS),
     }
 }
 

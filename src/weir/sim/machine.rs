@@ -459,7 +459,7 @@ impl<'a> World<'a> {
         let answer = model.score_rows(&[Row { window: &job.window, origin: Some(origin) }]).pop()?.ok()?;
         let labels = &model.manifest().output.labels;
         let label = answer.verdict.label.and_then(|index| labels.get(index)).map_or("", String::as_str).into();
-        Some(Verdict { label, score: answer.verdict.score, confidence: answer.verdict.confidence })
+        Some(Verdict { label, score: answer.verdict.score, confidence: answer.verdict.confidence, by: None })
     }
 }
 

@@ -8,6 +8,7 @@ mod buffer;
 mod listen;
 mod process;
 mod streams;
+mod updates;
 mod uplink;
 
 use std::fmt::Display;
@@ -51,6 +52,7 @@ pub(super) fn check(config: &Config, checker: &mut Checker<'_>, file: &str, fold
     catalogue::apply(&mut with_choices, &chosen);
     let models = streams::check(&Context { config: &with_choices, folder, files }, &mut findings);
     buffer::check(&context, &mut findings);
+    updates::check(&context, &mut findings);
     uplink::check(&context, &mut findings);
     Found { warnings: findings.into_warnings(), models, chosen }
 }

@@ -355,7 +355,7 @@ impl World {
                 }
             }
             Ev::Inferred { run, job } if run == self.run => {
-                let verdict = Verdict { label: "x".into(), score: 0.5, confidence: 0.75 };
+                let verdict = Verdict { label: "x".into(), score: 0.5, confidence: 0.75, by: None };
                 let verdict = (!self.rng.percent(5)).then_some(verdict);
                 let window = self.windows.remove(&job).expect("a job has its window");
                 self.failed_windows += u64::from(verdict.is_none());
