@@ -8,6 +8,7 @@ use weir_infer::{Backend, Model, RuntimeLibrary};
 use weir_logic::wire::offload::{EncodedWindow, OffloadRequest};
 use weir_tests::support::oracle;
 use weir_tests::support::publisher::{Report, Running, Sensor};
+use weir_tests::support::script::{Fate, Message};
 use weir_tests::support::site::{Plan, Site};
 use weir_tests::support::wait_for;
 use weir_tests::support::wrist::{self, CHANNELS, MESSAGE, PERIOD_US, START_US, WINDOW};
@@ -24,8 +25,14 @@ fn manifest(name: &str) -> PathBuf {
 
 /// A site whose box asks a pool that these gateways may use.
 fn site(offload: &str, gateways: &str) -> Site {
+    site_with(offload, gateways, "")
+}
+
+/// The same with further streams.
+fn site_with(offload: &str, gateways: &str, streams: &str) -> Site {
     let streams = wrist::model()
         + &wrist::stream("wrist", &format!("offload = {{ task = \"activity\", {offload} }}"))
+        + streams
         + "[offload]\nrequests_per_hour = 100000\n";
     let mut plan = Plan::new("through", &streams);
     plan.cloud = format!(
@@ -175,6 +182,58 @@ fn in_mode_wait_there_is_one_record_of_whoever_said_it() {
     let sure = number(&format!("SELECT count(*) FROM verdicts WHERE model = 'watch-small' AND confidence < {BAND}"));
     let not_sent = count(&site, "in_flight") + count(&site, "busy") + count(&site, "refused_busy");
     assert!(sure <= not_sent, "{sure} in doubt were not asked about, {not_sent} of them with a reason");
+    site.stop_edge();
+}
+
+/// What was true of the first sensor in the middle of its `n`-th window, as the recording says it.
+fn truth(exercises: &[String], n: u32) -> Message {
+    let labels = ["PEN", "ABD", "FEL", "IR", "ER", "TRAP", "ROW"];
+    let at = n as usize * WINDOW + WINDOW / 2;
+    let label = labels.iter().position(|label| *label == exercises[at % exercises.len()]).expect("a label of the model");
+    let payload = serde_json::json!({ "label": label, "t": (START_US + at as i64 * PERIOD_US) / 1_000 });
+    Message {
+        topic: "told/0".to_owned(),
+        payload: payload.to_string().into_bytes(),
+        qos: 1,
+        stream: "told",
+        device: "0".to_owned(),
+        lane: "high",
+        fate: Fate::Filtered,
+    }
+}
+
+#[test]
+fn sure_answers_are_audited_without_a_record_and_judged_by_the_truth_that_is_told_later() {
+    let told = "[[stream]]\nname = \"told\"\ntopics = [\"told/+\"]\nclass = \"high\"\ntruth_of = \"wrist\"\n\
+                payload = { format = \"json\", fields = [\"/label\"], time = \"/t\", time_unit = \"ms\" }\n";
+    let mut site = site_with("mode = \"answer_now\", deadline = \"3s\", audit = 1.0", "[\"box-1\"]", told);
+    wait_for_pool(&site);
+    let reports = played(sensors(&site, 0, 40, 20));
+    assert!(reports.iter().all(|report| report.unacked == 0));
+    site.drain();
+    wait_for("nothing under way", LIMIT, || (offload(&site)["in_flight"] == 0).then_some(()));
+    site.drain();
+    let exercises: Vec<String> = wrist::exercises(8);
+    let mut sensor = Sensor::new(site.mqtt(), "teller", move |n| truth(&exercises, n));
+    (sensor.per_s, sensor.count_max) = (0, 40);
+    assert_eq!(sensor.start().wait(LIMIT).unacked, 0);
+
+    let audit = || site.edge_status().map(|status| status["audits"][0].clone()).unwrap_or_default();
+    let number = |audit: &Value, group: &str, key: &str| audit[group][key].as_u64().unwrap_or(0);
+    let judged = || number(&audit(), "audited", "truth") + number(&audit(), "doubted", "truth");
+    wait_for("windows to be judged", LIMIT, || (judged() >= 10).then_some(()));
+    let (audit, audited) = (audit(), count(&site, "audits_answered"));
+    println!("{audited} audits answered: {audit}");
+    assert_eq!((&audit["local"], &audit["remote"]), (&"watch-small 1".into(), &"watch-large 1".into()));
+    assert!(audited >= 20 && number(&audit, "audited", "answered") == audited, "{audited}: {audit}");
+    assert!(number(&audit, "audited", "agreed") * 2 > audited, "of sure answers most are agreed on: {audit}");
+    assert!(judged() <= 40, "one device of three is told of: {audit}");
+    let ended = audited + count(&site, "audits_unanswered");
+    assert!(ended >= count(&site, "audits_sent"), "each has an end, and some share one: {audit}");
+    // Only answers to windows in doubt became records.
+    let db = oracle::open(&site.database());
+    let large = oracle::count(&db, "SELECT count(*) FROM verdicts WHERE model = 'watch-large'");
+    assert_eq!(large, count(&site, "answered") + count(&site, "late") + count(&site, "known"));
     site.stop_edge();
 }
 

@@ -22,6 +22,7 @@ mod policy;
 mod process;
 mod stream;
 mod summary;
+mod truth;
 mod uplink;
 mod value;
 
@@ -35,7 +36,7 @@ pub use buffer::{Buffer, Lane, Lanes};
 pub(crate) use check::PASSWORD_LEN_MAX;
 pub use finding::Warning;
 pub use listen::{Listen, ListenTls, Mqtt, User};
-pub use offload::{Offload, StreamOffload};
+pub use offload::{Learn, Offload, StreamOffload};
 pub use overlay::{CheckedPolicy, PolicyConfig, check_policy_form};
 pub use password::{PasswordError, PasswordHash, hash_password, verify};
 pub use policy::{ModelInfo, PolicyError};
