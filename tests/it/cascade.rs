@@ -185,49 +185,68 @@ fn in_mode_wait_there_is_one_record_of_whoever_said_it() {
     site.stop_edge();
 }
 
-/// What was true of the first sensor in the middle of its `n`-th window, as the recording says it.
-fn truth(exercises: &[String], n: u32) -> Message {
+/// What was true of a sensor in the middle of its `n`-th window, as its recording says it.
+fn truth(device: usize, exercises: &[String], n: u32) -> Message {
     let labels = ["PEN", "ABD", "FEL", "IR", "ER", "TRAP", "ROW"];
     let at = n as usize * WINDOW + WINDOW / 2;
     let label = labels.iter().position(|label| *label == exercises[at % exercises.len()]).expect("a label of the model");
     let payload = serde_json::json!({ "label": label, "t": (START_US + at as i64 * PERIOD_US) / 1_000 });
     Message {
-        topic: "told/0".to_owned(),
+        topic: format!("told/{device}"),
         payload: payload.to_string().into_bytes(),
         qos: 1,
         stream: "told",
-        device: "0".to_owned(),
+        device: device.to_string(),
         lane: "high",
-        fate: Fate::Filtered,
+        fate: Fate::Record,
     }
 }
 
 #[test]
 fn sure_answers_are_audited_without_a_record_and_judged_by_the_truth_that_is_told_later() {
+    const ROUNDS_MAX: usize = 10;
+    const WINDOWS: usize = 20;
     let told = "[[stream]]\nname = \"told\"\ntopics = [\"told/+\"]\nclass = \"high\"\ntruth_of = \"wrist\"\n\
                 payload = { format = \"json\", fields = [\"/label\"], time = \"/t\", time_unit = \"ms\" }\n";
     let mut site = site_with("mode = \"answer_now\", deadline = \"3s\", audit = 1.0", "[\"box-1\"]", told);
     wait_for_pool(&site);
-    let reports = played(sensors(&site, 0, 40, 20));
-    assert!(reports.iter().all(|report| report.unacked == 0));
+    // Audits have few places, so a busy machine takes more windows to have as many.
+    let rounds = (1..=ROUNDS_MAX).find(|round| {
+        let reports = played(sensors(&site, (round - 1) * WINDOWS, WINDOWS, 20));
+        assert!(reports.iter().all(|report| report.unacked == 0));
+        count(&site, "audits_answered") >= 10 && count(&site, "answered") >= 5
+    });
+    let rounds = rounds.expect("answers to audits and to doubts");
     site.drain();
     wait_for("nothing under way", LIMIT, || (offload(&site)["in_flight"] == 0).then_some(()));
     site.drain();
-    let exercises: Vec<String> = wrist::exercises(8);
-    let mut sensor = Sensor::new(site.mqtt(), "teller", move |n| truth(&exercises, n));
-    (sensor.per_s, sensor.count_max) = (0, 40);
-    assert_eq!(sensor.start().wait(LIMIT).unacked, 0);
+    let tell = |(device, subject): (usize, u32)| {
+        let exercises = wrist::exercises(subject);
+        let mut sensor = Sensor::new(site.mqtt(), &format!("teller-{device}"), move |n| truth(device, &exercises, n));
+        (sensor.per_s, sensor.count_max) = (0, (rounds * WINDOWS) as u32);
+        sensor.start()
+    };
+    let reports = played([8, 9, 10].into_iter().enumerate().map(tell).collect());
+    assert!(reports.iter().all(|report| report.unacked == 0));
 
     let audit = || site.edge_status().map(|status| status["audits"][0].clone()).unwrap_or_default();
     let number = |audit: &Value, group: &str, key: &str| audit[group][key].as_u64().unwrap_or(0);
-    let judged = || number(&audit(), "audited", "truth") + number(&audit(), "doubted", "truth");
-    wait_for("windows to be judged", LIMIT, || (judged() >= 10).then_some(()));
+    wait_for("every window that both answered to be judged", LIMIT, || {
+        let audit = audit();
+        let is_judged = |group: &str| number(&audit, group, "truth") == number(&audit, group, "answered");
+        (is_judged("audited") && is_judged("doubted")).then_some(())
+    });
     let (audit, audited) = (audit(), count(&site, "audits_answered"));
-    println!("{audited} audits answered: {audit}");
+    println!("{audited} audits answered in {rounds} rounds: {audit}");
     assert_eq!((&audit["local"], &audit["remote"]), (&"watch-small 1".into(), &"watch-large 1".into()));
-    assert!(audited >= 20 && number(&audit, "audited", "answered") == audited, "{audited}: {audit}");
-    assert!(number(&audit, "audited", "agreed") * 2 > audited, "of sure answers most are agreed on: {audit}");
-    assert!(judged() <= 40, "one device of three is told of: {audit}");
+    assert!(audited >= 10 && number(&audit, "audited", "answered") == audited, "{audited}: {audit}");
+    for accuracy in ["local_accuracy", "remote_accuracy"] {
+        for group in ["audited", "doubted"] {
+            let [share, low, high] = [0, 1, 2].map(|at| audit[group][accuracy][at].as_f64().expect("it was judged"));
+            assert!(low <= share && share <= high && high - low > 0.01, "{group} {accuracy}: {audit}");
+        }
+    }
+    assert!(audit["local_accuracy"].is_f64() && audit["remote_accuracy"].is_f64(), "on all windows: {audit}");
     let ended = audited + count(&site, "audits_unanswered");
     assert!(ended >= count(&site, "audits_sent"), "each has an end, and some share one: {audit}");
     // Only answers to windows in doubt became records.
