@@ -104,7 +104,8 @@ fn measure(args: &Args) -> Run {
             pool.answer_us.fill(Some(50_000 + 7_919 * (u64::from(round) + at as u64) % 450_000));
         }
         let start = Instant::now();
-        let next = plan(&policy, &black_box(View { now_us, price, uplinks: &uplinks, pools: &pools }), last.as_ref());
+        let next =
+            plan(&policy, &black_box(View { now_us, price, uplinks: &uplinks, pools: &pools, learned: &[] }), last.as_ref());
         plan_s += start.elapsed().as_secs_f64();
         last = Some(next);
     }
@@ -163,8 +164,11 @@ fn policy(args: &Args) -> Policy {
                 deadline_us: 500_000,
                 spacing_us: 0,
                 int16: true,
+                audit: 0.0,
+                learn: None,
                 window: window(),
             }),
+            truth: None,
         }
     };
     let uplink = |index: u8| UplinkPolicy {

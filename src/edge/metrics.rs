@@ -2,7 +2,9 @@
 
 use weir_host::admin::MetricsText;
 
-use crate::status::{BrokerStatus, LaneStatus, ModelStatus, PoolStatus, Status, StreamStatus, UplinkStatus};
+use crate::status::{
+    AuditStatus, BrokerStatus, CheckedStatus, LaneStatus, ModelStatus, PoolStatus, Status, StreamStatus, UplinkStatus,
+};
 
 /// Name, help and value of a metric that each part of one kind has.
 struct Each<T, V>(&'static str, &'static str, fn(&T) -> V);
@@ -22,6 +24,7 @@ pub(crate) fn text(status: &Status) -> String {
     models(status, &mut out);
     updates(status, &mut out);
     offload(status, &mut out);
+    audits(status, &mut out);
     out.finish()
 }
 
@@ -276,6 +279,50 @@ fn updates(status: &Status, out: &mut MetricsText) {
         update.changes.iter().map(move |(change, &count)| (labels(change.as_str()), count))
     });
     out.counters("weir_models_changes_total", "What became of models that came to the box.", changes);
+}
+
+fn audits(status: &Status, out: &mut MetricsText) {
+    // A stream remembers a few pairs of versions, so these labels are bounded.
+    let groups: Vec<([(&str, &str); 4], &CheckedStatus)> = status
+        .audits
+        .iter()
+        .flat_map(|audit| {
+            [("audited", &audit.audited), ("doubted", &audit.doubted)].map(|(group, checked)| {
+                let AuditStatus { stream, local, remote, .. } = audit;
+                (
+                    [("stream", stream.as_str()), ("local", local.as_str()), ("remote", remote.as_str()), ("group", group)],
+                    checked,
+                )
+            })
+        })
+        .collect();
+    let counters: [Each<CheckedStatus, u64>; 3] = [
+        Each("weir_audit_answered_total", "Windows that the box's model and a pool's answered.", |c| c.answered),
+        Each("weir_audit_agreed_total", "Windows, of those, on which both agree.", |c| c.agreed),
+        Each("weir_audit_judged_total", "Windows, of those, whose truth was told.", |c| c.truth),
+    ];
+    for Each(name, help, value) in counters {
+        out.counters(name, help, groups.iter().map(|(labels, checked)| (*labels, value(checked))));
+    }
+    let accuracies = groups.iter().flat_map(|(labels, checked)| {
+        let [stream, local, remote, group] = *labels;
+        let of = [("local", checked.local_accuracy), ("remote", checked.remote_accuracy)];
+        of.into_iter().filter_map(move |(who, accuracy)| Some(([stream, local, remote, group, ("who", who)], accuracy?[0])))
+    });
+    out.gauges("weir_audit_accuracy_ratio", "How often who is right, where the truth was told.", accuracies);
+    let present = status.audits.iter().filter(|audit| audit.present);
+    let thresholds = present.filter_map(|audit| Some(([("stream", audit.stream.as_str())], f64::from(audit.threshold?))));
+    out.gauges("weir_audit_threshold_ratio", "Learned confidence below which a pool is asked.", thresholds);
+    let limits = [
+        ("tallies_forgotten", status.audit_limits.tallies_forgotten),
+        ("answers_forgotten", status.audit_limits.answers_forgotten),
+        ("truths_unmatched", status.audit_limits.truths_unmatched),
+    ];
+    out.counters(
+        "weir_audit_limits_total",
+        "What of audits found no room.",
+        limits.map(|(reason, count)| ([("reason", reason)], count)),
+    );
 }
 
 fn models(status: &Status, out: &mut MetricsText) {

@@ -17,9 +17,11 @@ use weir_logic::rollout::OfferState;
 
 use crate::shell::listen::ListenCounters;
 
+mod audit;
 mod offload;
 mod updates;
 
+pub use audit::{AuditLimits, AuditStatus, CheckedStatus};
 pub use offload::{OffloadStatus, PoolStatus};
 pub use updates::UpdateStatus;
 
@@ -89,6 +91,12 @@ pub struct Status {
     /// Larger models in the cloud, and what was asked of them.
     #[serde(default)]
     pub offload: OffloadStatus,
+    /// What two models said of the same windows, by stream and their versions.
+    #[serde(default)]
+    pub audits: Vec<AuditStatus>,
+    /// What of that found no room.
+    #[serde(default)]
+    pub audit_limits: AuditLimits,
     /// The buffer on disk.
     pub store: StoreStatus,
     /// The last messages that nothing could be made of.
@@ -459,6 +467,7 @@ impl Status {
         store: StoreStatus,
     ) -> Status {
         let lanes = gateway.lanes();
+        let (audits, audit_limits) = audit::audits(gateway);
         Status {
             service_us: now_us,
             wall_trusted: wall.trusted,
@@ -485,6 +494,8 @@ impl Status {
                 .collect(),
             models: models.iter().map(model).collect(),
             offload: offload(now_us, gateway),
+            audits,
+            audit_limits,
             store,
             inspected: inspected(now_us, gateway),
             ..self.clone()

@@ -3,6 +3,7 @@
 //! Nothing here knows sockets, files, threads, clocks, randomness or logging: time and seeds are arguments, and the shells
 //! in `edge` and `cloud` carry out what is returned. The same code runs on the box, in the simulator and in the tests.
 
+pub mod audit;
 pub mod block;
 pub mod budget;
 pub mod congestion;

@@ -7,6 +7,7 @@ use std::fmt;
 
 use std::sync::Arc;
 
+use crate::audit::Learned;
 use crate::ids::{Class, PerClass};
 use crate::offload::PoolPlace;
 use crate::policy::{Policy, StreamFidelity, StreamPolicy};
@@ -57,6 +58,8 @@ pub struct View<'a> {
     pub uplinks: &'a [UplinkView],
     /// The pools of which the cloud has told.
     pub pools: &'a [PoolPlace],
+    /// By stream: the learned upper end of the band that is asked about, if it is learned; empty for none.
+    pub learned: &'a [Option<Learned>],
 }
 
 impl Plan {
@@ -125,6 +128,8 @@ pub struct StreamPlan {
     pub placement: Placement,
     /// Why there.
     pub placed: Placed,
+    /// What made the upper end of its band, if that is learned.
+    pub learned: Option<Learned>,
     /// Why it is kept and sent so.
     pub reason: Reason,
 }
@@ -138,10 +143,14 @@ impl StreamPlan {
 
     /// Why all of it is as it is, in words.
     pub fn why(&self) -> String {
-        match self.placed {
-            Placed::NotAsked => self.reason.to_string(),
-            placed => format!("{}; {placed}", self.reason),
+        let mut why = self.reason.to_string();
+        if self.placed != Placed::NotAsked {
+            why += &format!("; {}", self.placed);
         }
+        if let Some(learned) = self.learned {
+            why += &format!("; {learned}");
+        }
+        why
     }
 }
 
@@ -237,8 +246,11 @@ pub fn plan(policy: &Policy, view: &View<'_>, last: Option<&Plan>) -> Plan {
     let streams = policy.streams.iter().enumerate().map(|(index, stream)| {
         let at = stream.class.index();
         let last = last.and_then(|last| last.streams.get(index)).map_or(Placement::None, |last| last.placement);
-        let placed = place(stream, view.pools, &uplinks[at], last);
-        plan_stream(stream, &view.price, loads[at], routes[at].held(), placed)
+        let (placement, placed) = place(stream, view.pools, &uplinks[at], last);
+        let learned = view.learned.get(index).copied().flatten();
+        let placement = placement.with_threshold(learned.map(|learned| learned.threshold));
+        let entry = plan_stream(stream, &view.price, loads[at], routes[at].held(), (placement, placed));
+        StreamPlan { learned, ..entry }
     });
     let streams = streams.collect();
     let values = match last {
@@ -267,7 +279,7 @@ fn plan_stream(
         (StreamFidelity::Verdict, Placement::None) => (StreamFidelity::Raw, Reason::NoModel { asked }),
         _ => (asked, Reason::Policy { asked }),
     };
-    let entry = |level, reason| StreamPlan { fidelity, level, lane: stream.class, placement, placed, reason };
+    let entry = |level, reason| StreamPlan { fidelity, level, lane: stream.class, placement, placed, learned: None, reason };
     if let Some(load) = held {
         return entry(None, Reason::CloudHolds { load });
     }
@@ -319,6 +331,7 @@ mod tests {
             zones: Vec::new(),
             value: weight.map(value),
             offload: None,
+            truth: None,
         }
     }
 

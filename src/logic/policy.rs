@@ -241,6 +241,26 @@ pub struct StreamPolicy {
     pub value: Option<StreamValue>,
     /// When and how a larger model elsewhere is asked about its windows.
     pub offload: Option<OffloadPolicy>,
+    /// If its samples tell what was true of another stream: of which one.
+    pub truth: Option<TruthPolicy>,
+}
+
+/// What the samples of a stream tell of another one: the value is the position of the label that was true of the device at the
+/// sample's time.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TruthPolicy {
+    /// Position of the other stream.
+    pub stream: u16,
+    /// The labels of its model.
+    pub labels: Arc<[Arc<str>]>,
+}
+
+impl TruthPolicy {
+    /// The label that a value names; `None` if it is no position of one.
+    pub fn label(&self, value: f64) -> Option<&str> {
+        let is_position = value >= 0.0 && value.fract() == 0.0 && value < self.labels.len() as f64;
+        is_position.then(|| &*self.labels[value as usize])
+    }
 }
 
 /// The model of a stream.
@@ -308,6 +328,7 @@ mod tests {
             zones: Vec::new(),
             value: None,
             offload: None,
+            truth: None,
         }
     }
 

@@ -111,6 +111,7 @@ fn print(answer: &Explanation, out: &mut impl Write) -> std::io::Result<()> {
         if !counts.is_empty() {
             writeln!(out, "  windows for a pool: {}", counts.join(", "))?;
         }
+        stream.audits.iter().try_for_each(|audit| writeln!(out, "  {audit}"))?;
     }
     for lane in &answer.lanes {
         let uplinks = if lane.uplinks.is_empty() { "none".to_owned() } else { lane.uplinks.join(", then ") };

@@ -12,6 +12,7 @@ use weir_logic::wire::offload::{EncodedWindow, OffloadRequest};
 use weir_tests::support::oracle;
 use weir_tests::support::process::{Process, Readiness, free_addr};
 use weir_tests::support::publisher::{Report, Running, Sensor};
+use weir_tests::support::script::{Fate, Message};
 use weir_tests::support::site::{Plan, Site};
 use weir_tests::support::wait_for;
 use weir_tests::support::wrist::{self, CHANNELS, MESSAGE, PERIOD_US, START_US, WINDOW};
@@ -28,13 +29,19 @@ fn manifest(name: &str) -> PathBuf {
 
 /// A site whose box asks a pool that these gateways may use.
 fn site(offload: &str, gateways: &str) -> Site {
-    Site::started(binaries(), plan(offload, pool(gateways)))
+    site_with(offload, gateways, "")
 }
 
-/// A box that asks, and these tables for its cloud.
-fn plan(offload: &str, cloud: String) -> Plan {
+/// The same with further streams.
+fn site_with(offload: &str, gateways: &str, streams: &str) -> Site {
+    Site::started(binaries(), plan(offload, streams, pool(gateways)))
+}
+
+/// A box that asks and has these further streams, and these tables for its cloud.
+fn plan(offload: &str, streams: &str, cloud: String) -> Plan {
     let streams = wrist::model()
         + &wrist::stream("wrist", &format!("offload = {{ task = \"activity\", {offload} }}"))
+        + streams
         + "[offload]\nrequests_per_hour = 100000\n";
     Plan { cloud, ..Plan::new("through", &streams) }
 }
@@ -210,7 +217,7 @@ fn start_machine(site: &Site, quic: SocketAddr) -> Process {
 fn a_machine_that_runs_pools_alone_answers_and_its_death_costs_nothing() {
     let quic = free_addr();
     let machine = format!("[[pool_machine]]\naddress = \"{quic}\"\nserver_name = \"localhost\"\ngateways = [\"box-1\"]\n");
-    let mut site = Site::new(binaries(), plan("mode = \"answer_now\", deadline = \"3s\"", machine));
+    let mut site = Site::new(binaries(), plan("mode = \"answer_now\", deadline = \"3s\"", "", machine));
     pki::issue(&site.dir().join("pki"), &pki::Request::local_cloud("pool-1"), false).expect("a machine can be certified");
     let process = start_machine(&site, quic);
     site.start_cloud();
@@ -240,6 +247,77 @@ fn a_machine_that_runs_pools_alone_answers_and_its_death_costs_nothing() {
     site.stop_edge();
     site.stop_cloud();
     assert_eq!(process.terminate(LIMIT).code(), Some(0), "it ends well");
+}
+
+/// What was true of a sensor in the middle of its `n`-th window, as its recording says it.
+fn truth(device: usize, exercises: &[String], n: u32) -> Message {
+    let labels = ["PEN", "ABD", "FEL", "IR", "ER", "TRAP", "ROW"];
+    let at = n as usize * WINDOW + WINDOW / 2;
+    let label = labels.iter().position(|label| *label == exercises[at % exercises.len()]).expect("a label of the model");
+    let payload = serde_json::json!({ "label": label, "t": (START_US + at as i64 * PERIOD_US) / 1_000 });
+    Message {
+        topic: format!("told/{device}"),
+        payload: payload.to_string().into_bytes(),
+        qos: 1,
+        stream: "told",
+        device: device.to_string(),
+        lane: "high",
+        fate: Fate::Record,
+    }
+}
+
+#[test]
+fn sure_answers_are_audited_without_a_record_and_judged_by_the_truth_that_is_told_later() {
+    const ROUNDS_MAX: usize = 10;
+    const WINDOWS: usize = 20;
+    let told = "[[stream]]\nname = \"told\"\ntopics = [\"told/+\"]\nclass = \"high\"\ntruth_of = \"wrist\"\n\
+                payload = { format = \"json\", fields = [\"/label\"], time = \"/t\", time_unit = \"ms\" }\n";
+    let mut site = site_with("mode = \"answer_now\", deadline = \"3s\", audit = 1.0", "[\"box-1\"]", told);
+    wait_for_pool(&site);
+    // Audits have few places, so a busy machine takes more windows to have as many.
+    let rounds = (1..=ROUNDS_MAX).find(|round| {
+        let reports = played(sensors(&site, (round - 1) * WINDOWS, WINDOWS, 20));
+        assert!(reports.iter().all(|report| report.unacked == 0));
+        count(&site, "audits_answered") >= 10 && count(&site, "answered") >= 5
+    });
+    let rounds = rounds.expect("answers to audits and to doubts");
+    site.drain();
+    wait_for("nothing under way", LIMIT, || (offload(&site)["in_flight"] == 0).then_some(()));
+    site.drain();
+    let tell = |(device, subject): (usize, u32)| {
+        let exercises = wrist::exercises(subject);
+        let mut sensor = Sensor::new(site.mqtt(), &format!("teller-{device}"), move |n| truth(device, &exercises, n));
+        (sensor.per_s, sensor.count_max) = (0, (rounds * WINDOWS) as u32);
+        sensor.start()
+    };
+    let reports = played([8, 9, 10].into_iter().enumerate().map(tell).collect());
+    assert!(reports.iter().all(|report| report.unacked == 0));
+
+    let audit = || site.edge_status().map(|status| status["audits"][0].clone()).unwrap_or_default();
+    let number = |audit: &Value, group: &str, key: &str| audit[group][key].as_u64().unwrap_or(0);
+    wait_for("every window that both answered to be judged", LIMIT, || {
+        let audit = audit();
+        let is_judged = |group: &str| number(&audit, group, "truth") == number(&audit, group, "answered");
+        (is_judged("audited") && is_judged("doubted")).then_some(())
+    });
+    let (audit, audited) = (audit(), count(&site, "audits_answered"));
+    println!("{audited} audits answered in {rounds} rounds: {audit}");
+    assert_eq!((&audit["local"], &audit["remote"]), (&"watch-small 1".into(), &"watch-large 1".into()));
+    assert!(audited >= 10 && number(&audit, "audited", "answered") == audited, "{audited}: {audit}");
+    for accuracy in ["local_accuracy", "remote_accuracy"] {
+        for group in ["audited", "doubted"] {
+            let [share, low, high] = [0, 1, 2].map(|at| audit[group][accuracy][at].as_f64().expect("it was judged"));
+            assert!(low <= share && share <= high && high - low > 0.01, "{group} {accuracy}: {audit}");
+        }
+    }
+    assert!(audit["local_accuracy"].is_f64() && audit["remote_accuracy"].is_f64(), "on all windows: {audit}");
+    let ended = audited + count(&site, "audits_unanswered");
+    assert!(ended >= count(&site, "audits_sent"), "each has an end, and some share one: {audit}");
+    // Only answers to windows in doubt became records.
+    let db = oracle::open(&site.database());
+    let large = oracle::count(&db, "SELECT count(*) FROM verdicts WHERE model = 'watch-large'");
+    assert_eq!(large, count(&site, "answered") + count(&site, "late") + count(&site, "known"));
+    site.stop_edge();
 }
 
 #[test]

@@ -3,6 +3,7 @@
 
 mod access;
 mod answers;
+mod audit;
 mod broker;
 mod cascade;
 mod conservation;

@@ -32,6 +32,16 @@ pub fn recording(subject: u32) -> Vec<[i32; CHANNELS]> {
     text.lines().skip(1).map(row).collect()
 }
 
+/// What was done in each row of a recording.
+///
+/// # Panics
+/// If it is not there.
+pub fn exercises(subject: u32) -> Vec<String> {
+    let file = format!("../models/recordings/watch_subject{subject}.csv");
+    let text = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(file)).expect("it is in the repository");
+    text.lines().skip(1).map(|line| line.split(',').nth(3).expect("an exercise").to_owned()).collect()
+}
+
 /// The `n`-th message of a device: 32 samples with the time of the first. A recording that has ended begins again.
 pub fn message(stream: &'static str, device: usize, rows: &[[i32; CHANNELS]], n: u32) -> Message {
     let at = n as usize * MESSAGE;

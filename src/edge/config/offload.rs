@@ -2,6 +2,7 @@
 
 use serde::Deserialize;
 use weir_host::units::{Bytes, Duration};
+use weir_logic::audit::LearnPolicy;
 use weir_logic::offload::{OffloadLimits, OffloadMode, OffloadPolicy};
 use weir_logic::window::WindowSpec;
 use weir_logic::wire::offload::OFFLOAD_VALUES_MAX;
@@ -26,6 +27,31 @@ pub struct StreamOffload {
     pub spacing: Duration,
     /// True if windows go as int16 where the pool's model allows it.
     pub int16: bool,
+    /// Share of the answers above the band that are sent on too, to be compared.
+    pub audit: f32,
+    /// How the upper end of the band is learned from what the pool answers; without it the band stays.
+    pub learn: Option<Learn>,
+}
+
+/// `learn` of an `offload`.
+#[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Learn {
+    /// Lowest upper end of the band.
+    pub min: f32,
+    /// Highest.
+    pub max: f32,
+    /// Largest share of windows that is asked about.
+    pub share: f32,
+    /// How often the models must disagree for asking to be worth it.
+    pub disagree: f32,
+}
+
+impl Default for Learn {
+    fn default() -> Self {
+        // Past a third of the windows the reference models gain nothing more (models/README.md).
+        Learn { min: 0.3, max: 0.9, share: 0.3, disagree: 0.1 }
+    }
 }
 
 impl Default for StreamOffload {
@@ -37,6 +63,8 @@ impl Default for StreamOffload {
             deadline: Duration::from_millis(500),
             spacing: Duration::from_secs(0),
             int16: true,
+            audit: 0.0,
+            learn: None,
         }
     }
 }
@@ -110,6 +138,7 @@ pub(super) fn resolve(
         }
         _ => {}
     }
+    check_audit(offload, stream.wants_model(), model, &mut add);
     if !stream.wants_model() && window.is_none() {
         let message = "without a model on the box nothing says how long a window is".to_owned();
         add("task", message, "write `window` with the length that the pool's model takes, or name a `model`");
@@ -128,6 +157,50 @@ pub(super) fn resolve(
         deadline_us: offload.deadline.as_micros(),
         spacing_us: offload.spacing.as_micros(),
         int16: offload.int16,
+        audit: offload.audit,
+        learn: offload.learn.map(|Learn { min, max, share, disagree }| LearnPolicy { min, max, share, disagree }),
         window: window.clone(),
     })
 }
+
+/// Checks what is learned from answers, and from which.
+fn check_audit(
+    offload: &StreamOffload,
+    wants_model: bool,
+    model: Option<&ModelInfo>,
+    add: &mut impl FnMut(&str, String, &str),
+) {
+    if !(0.0..=1.0).contains(&offload.audit) {
+        add(
+            "audit",
+            format!("{} is no share within 0 to 1", offload.audit),
+            "write, for example, audit = 0.01 for one in a hundred",
+        );
+    }
+    let compares = offload.audit > 0.0 || offload.learn.is_some();
+    if compares && !wants_model {
+        let message = "without a model on the box there is nothing to compare answers with";
+        add("audit", message.to_owned(), "name a `model`, or remove `audit` and `learn`");
+    }
+    if let Some(model) = model.filter(|model| compares && model.labels.is_empty()) {
+        let message = format!("labels are compared, and model `{}` has none", model.model);
+        add("audit", message, "give its manifest labels, or remove `audit` and `learn`");
+    }
+    let Some(Learn { min, max, share, disagree }) = offload.learn else { return };
+    if !(0.0..=1.0).contains(&min) || !(0.0..=1.0).contains(&max) || max - min < LEARN_ROOM_MIN {
+        let message = format!("{min} to {max} leaves a threshold no room within 0 to 1");
+        add("learn", message, "write min and max at least 0.05 apart, as in min = 0.4, max = 0.9");
+    }
+    let are_shares = share > 0.0 && share <= 1.0 && disagree > 0.0 && disagree < 1.0;
+    if !are_shares {
+        let message = format!("share {share} and disagree {disagree} are not both shares above 0");
+        add("learn", message, "write, for example, share = 0.3, disagree = 0.1");
+    }
+    if offload.audit == 0.0 {
+        let message = "without audits nothing is known of the answers above the band, and it could only fall";
+        add("learn", message.to_owned(), "write audit = 0.01 or more beside it");
+    }
+}
+
+/// The threshold moves in steps of this.
+const LEARN_ROOM_MIN: f32 = 0.0499;

@@ -9,7 +9,7 @@ use weir_logic::payload::{Decoder, FormatError};
 use weir_logic::policy::{Meter, Policy, StreamFidelity, StreamModel, StreamPolicy, UplinkPolicy, UserPolicy};
 use weir_logic::window::{AggregateSpec, KeepError, KeepRules, Span, SpecError, WindowConfig, WindowSpec};
 
-use super::{Ack, Config, Stream, UplinkPath, offload, value};
+use super::{Ack, Config, Stream, UplinkPath, offload, truth, value};
 
 /// What streams need to know of a model.
 #[derive(Debug, Clone, PartialEq)]
@@ -80,8 +80,12 @@ impl Config {
     /// # Errors
     /// The first mistake of a stream. There is none after [`Config::check`] with the same models.
     pub fn policy(&self, models: &[ModelInfo]) -> Result<Policy, PolicyError> {
-        let streams = self.stream.iter().map(|stream| {
-            resolve(stream, models).map_err(|mistakes| PolicyError {
+        let streams = self.stream.iter().enumerate().map(|(at, stream)| {
+            let resolved = resolve(stream, models).and_then(|resolved| {
+                let truth = truth::resolve(self, at, models).map_err(|mistake| vec![mistake])?;
+                Ok(StreamPolicy { truth, ..resolved })
+            });
+            resolved.map_err(|mistakes| PolicyError {
                 stream: stream.name.clone(),
                 reason: mistakes.first().map(|mistake| mistake.message.clone()).unwrap_or_default(),
             })
@@ -186,6 +190,8 @@ pub(super) fn resolve(stream: &Stream, models: &[ModelInfo]) -> Result<StreamPol
         zones: stream.zones.iter().map(|zone| zone.as_str().into()).collect(),
         value,
         offload,
+        // Other streams are needed for it.
+        truth: None,
     })
 }
 

@@ -43,6 +43,8 @@ pub struct Stream {
     pub value: Option<Value>,
     /// When a larger model in the cloud is asked about its windows; without it none is.
     pub offload: Option<StreamOffload>,
+    /// The stream of which its messages tell what was true.
+    pub truth_of: Option<String>,
 }
 
 impl Default for Stream {
@@ -62,6 +64,7 @@ impl Default for Stream {
             zones: Vec::new(),
             value: None,
             offload: None,
+            truth_of: None,
         }
     }
 }

@@ -349,8 +349,8 @@ impl Driver {
                 }
                 Output::ControlWrite { uplink, bytes } => self.tell_uplink(uplink, UplinkCommand::Control(bytes)),
                 Output::SendBlock { uplink, flow, block } => self.tell_uplink(uplink, UplinkCommand::Block { flow, block }),
-                Output::Offload { uplink, id, class, bytes } => {
-                    self.tell_uplink(uplink, UplinkCommand::Offload { id, class, bytes });
+                Output::Offload { uplink, id, class, purpose, bytes } => {
+                    self.tell_uplink(uplink, UplinkCommand::Offload { id, class, purpose, bytes });
                 }
                 Output::CancelOffload { uplink, id } => self.tell_uplink(uplink, UplinkCommand::CancelOffload { id }),
                 Output::Disconnect { uplink } => self.tell_uplink(uplink, UplinkCommand::Disconnect),
@@ -446,6 +446,10 @@ impl Driver {
             Event::Planned { stream, version, planned, reason, placed } => {
                 let stream = &self.parts.gateway.policy().streams[usize::from(*stream)].name;
                 tracing::info!(stream = &**stream, version, planned, %reason, %placed, "plan");
+            }
+            Event::Learned { stream, learned } => {
+                let stream = &self.parts.gateway.policy().streams[usize::from(*stream)].name;
+                tracing::info!(stream = &**stream, threshold = learned.threshold, reason = %learned, "confidence below which a pool is asked");
             }
             Event::PoolBreaker { pool, state, reason } => {
                 let reason = reason.map(|reason| reason.to_string()).unwrap_or_default();

@@ -166,6 +166,9 @@ pub struct StreamExplanation {
     /// What became of windows that a pool was to be asked about, by word.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub offload: BTreeMap<String, u64>,
+    /// What two models said of the same windows, in words.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub audits: Vec<String>,
 }
 
 /// One lane.
@@ -279,6 +282,7 @@ impl Gateway {
             rejected: [levels(&self.policy, &self.plan, index), pools_rejected(stream, &pools, uplinks, entry.placement)]
                 .concat(),
             offload: by_word.map(|(word, count)| (word.to_owned(), count)).collect(),
+            audits: self.ingest.audits().tallies(index as u16).iter().map(ToString::to_string).collect(),
         }
     }
 

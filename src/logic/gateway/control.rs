@@ -96,7 +96,8 @@ impl Gateway {
     fn replan(&mut self, now_us: u64) {
         let uplinks = self.uplink_views(now_us);
         let pools = self.pool_places(now_us);
-        let view = View { now_us, price: self.control.price, uplinks: &uplinks, pools: &pools };
+        let learned = self.learn(now_us);
+        let view = View { now_us, price: self.control.price, uplinks: &uplinks, pools: &pools, learned: &learned };
         let next = plan(&self.policy, &view, Some(&self.plan));
         let last = std::mem::replace(&mut self.plan, next);
         self.announce_plan(Some(&last));

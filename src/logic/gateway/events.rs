@@ -5,6 +5,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::offers::PolicyNews;
+use crate::audit::{Learned, Purpose};
 use crate::graph::Concern;
 use crate::health::{OpenReason, PathStats, UplinkState};
 use crate::ids::{BlockKey, Class, VoidReason};
@@ -247,6 +248,8 @@ pub enum Output {
         id: u64,
         /// How urgent it is.
         class: Class,
+        /// Why it is asked about: nobody waits for the answer of an audit.
+        purpose: Purpose,
         /// All that is to be written.
         bytes: Vec<u8>,
     },
@@ -304,6 +307,13 @@ pub enum Event {
         state: &'static str,
         /// Why it is not closed.
         reason: Option<OpenReason>,
+    },
+    /// Another confidence than before is the one below which a pool is asked.
+    Learned {
+        /// The stream.
+        stream: u16,
+        /// The confidence, and what made it.
+        learned: Learned,
     },
     /// A lane goes by another uplink than before.
     Routed {

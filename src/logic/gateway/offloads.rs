@@ -1,6 +1,7 @@
 //! Windows on their way to a pool and back: what ingest wants asked, what the plan allows, what the uplinks carry.
 
 use super::{Event, Gateway, Output};
+use crate::audit::Learned;
 use crate::ingest::Moment;
 use crate::offload::{Ask, Asked, NotSent, OffloadOutcome, OffloadOutput, Offloads, PoolPlace};
 
@@ -22,7 +23,9 @@ impl Gateway {
         }
         while let Some(output) = self.offloads.output() {
             self.outputs.push_back(match output {
-                OffloadOutput::Send { uplink, id, class, bytes } => Output::Offload { uplink, id, class, bytes },
+                OffloadOutput::Send { uplink, id, class, purpose, bytes } => {
+                    Output::Offload { uplink, id, class, purpose, bytes }
+                }
                 OffloadOutput::Cancel { uplink, id } => Output::CancelOffload { uplink, id },
                 // The next plan has another pool, or none; until then the breaker itself refuses.
                 OffloadOutput::Breaker { pool, state, reason } => Output::Event(Event::PoolBreaker { pool, state, reason }),
@@ -31,14 +34,14 @@ impl Gateway {
     }
 
     fn ask(&mut self, now_us: u64, job: u64) -> Asked {
-        let Some((stream, window)) = self.ingest.escalation(job) else { return Asked::Not(NotSent::NoPool) };
+        let Some((stream, purpose, window)) = self.ingest.escalation(job) else { return Asked::Not(NotSent::NoPool) };
         let (entry, of) = (&self.plan.streams[usize::from(stream)], &self.policy.streams[usize::from(stream)]);
         let Some(policy) = &of.offload else { return Asked::Not(NotSent::NoPool) };
         // Nothing new is begun at a stop: the local verdict stands.
         let pool = entry.placement.pool().filter(|_| !self.stopping);
         let usable = self.plan.uplinks[entry.lane.index()].iter().copied();
         let uplinks: Vec<u8> = usable.filter(|&uplink| self.carries_offload(uplink)).collect();
-        let ask = Ask { job, stream, class: entry.lane, policy, pool, uplinks: &uplinks, window };
+        let ask = Ask { job, stream, class: entry.lane, purpose, policy, pool, uplinks: &uplinks, window };
         self.offloads.ask(now_us, &ask)
     }
 
@@ -59,6 +62,21 @@ impl Gateway {
     fn carries_offload(&self, uplink: u8) -> bool {
         let at = usize::from(uplink);
         self.uplinks[at].is_up() && self.policy.uplinks[at].stands_in_for.is_none()
+    }
+
+    /// Lets thresholds move; returns by stream where they are.
+    pub(super) fn learn(&mut self, now_us: u64) -> Vec<Option<Learned>> {
+        let audits = self.ingest.audits_mut();
+        let mut learned = Vec::with_capacity(self.policy.streams.len());
+        for (index, stream) in self.policy.streams.iter().enumerate() {
+            let index = index as u16;
+            let policy = stream.offload.as_ref().filter(|offload| offload.learn.is_some());
+            if let Some(moved) = policy.and_then(|policy| audits.look(now_us, index, policy)) {
+                self.outputs.push_back(Output::Event(Event::Learned { stream: index, learned: moved }));
+            }
+            learned.push(policy.and_then(|_| audits.learned(index)));
+        }
+        learned
     }
 
     /// What the plan weighs of pools.

@@ -2,6 +2,7 @@
 
 use super::streams::{Pending, Streams, Verdict};
 use super::{Fate, Moment};
+use crate::audit::{Answerer, BothSaid, Purpose};
 use crate::block::{NewRecord, RecordKind};
 use crate::lanes::Lanes;
 use crate::mqtt::{Ack, PubAck};
@@ -14,6 +15,7 @@ use crate::window::{Keep, VerdictRecord, Window, encode_window};
 #[derive(Debug)]
 pub(super) struct Escalated {
     pending: Pending,
+    purpose: Purpose,
     /// Empty once it is sent and its record needs it no more.
     window: Vec<f32>,
     /// What the model on the box says; `None` without one.
@@ -33,15 +35,20 @@ impl Streams {
         window: &[f32],
         verdict: Option<&Verdict>,
     ) {
-        let offload = self.stream_of(&pending).policy.offload.as_ref();
-        let asks = offload.zip(verdict).filter(|(offload, verdict)| offload.is_in_band(verdict.confidence));
-        let mode = asks.map(|(offload, _)| offload.mode);
-        if mode != Some(OffloadMode::Wait) {
+        let index = self.sources[pending.source as usize].stream;
+        let offload = self.streams[usize::from(index)].policy.offload.as_ref();
+        let asks = offload.zip(verdict).and_then(|(offload, verdict)| {
+            // The plan's band, which may be a learned one; while there is no pool the configured one says what was in doubt.
+            let band = plan.streams[usize::from(index)].placement.band().unwrap_or(offload.band);
+            let purpose = self.audits.scored(index, offload, band, verdict.confidence)?;
+            Some((purpose, offload.mode))
+        });
+        let waits = asks == Some((Purpose::Doubt, OffloadMode::Wait));
+        if !waits {
             self.record(now, plan, lanes, &mut pending, Some(window), verdict.map(Said::Here));
         }
-        if let Some(mode) = mode {
-            let is_recorded = mode == OffloadMode::AnswerNow;
-            self.hold(Escalated { pending, window: window.to_vec(), local: verdict.cloned(), is_recorded });
+        if let Some((purpose, _)) = asks {
+            self.hold(Escalated { pending, purpose, window: window.to_vec(), local: verdict.cloned(), is_recorded: !waits });
         }
     }
 
@@ -49,7 +56,8 @@ impl Streams {
     pub(super) fn take_escalations(&mut self) -> Vec<u64> {
         for job in std::mem::take(&mut self.remote_jobs) {
             if let Some(pending) = self.take_pending(job.job) {
-                self.hold(Escalated { pending, window: job.window, local: None, is_recorded: false });
+                let purpose = Purpose::Doubt;
+                self.hold(Escalated { pending, purpose, window: job.window, local: None, is_recorded: false });
             }
         }
         std::mem::take(&mut self.escalations)
@@ -61,10 +69,10 @@ impl Streams {
         self.escalated.insert(job, escalated);
     }
 
-    /// Stream and values of a window that is to be asked about.
-    pub(super) fn escalation(&self, job: u64) -> Option<(u16, &[f32])> {
+    /// Stream and values of a window that is to be asked about, and why.
+    pub(super) fn escalation(&self, job: u64) -> Option<(u16, Purpose, &[f32])> {
         let escalated = self.escalated.get(&job)?;
-        Some((self.sources[escalated.pending.source as usize].stream, &escalated.window))
+        Some((self.sources[escalated.pending.source as usize].stream, escalated.purpose, &escalated.window))
     }
 
     /// A window is under way: what its record does not need is let go.
@@ -74,7 +82,7 @@ impl Streams {
         }
     }
 
-    /// The answer came. Returns its stream, and whether it says another label than the box's model.
+    /// The answer came. Returns its stream, and whether it was in doubt and says another label than the box's model.
     pub(super) fn answered(
         &mut self,
         now: Moment,
@@ -84,10 +92,40 @@ impl Streams {
         answer: &RemoteVerdict,
     ) -> Option<(u16, bool)> {
         let mut escalated = self.escalated.remove(&job)?;
-        let window = (!escalated.is_recorded).then_some(escalated.window.as_slice());
-        self.record(now, plan, lanes, &mut escalated.pending, window, Some(Said::There(answer)));
+        let is_doubt = escalated.purpose == Purpose::Doubt;
+        if is_doubt {
+            let window = (!escalated.is_recorded).then_some(escalated.window.as_slice());
+            self.record(now, plan, lanes, &mut escalated.pending, window, Some(Said::There(answer)));
+        }
+        self.compare(&escalated, answer);
         let disagrees = escalated.local.is_some_and(|local| local.label != answer.verdict.label);
-        Some((self.sources[escalated.pending.source as usize].stream, disagrees))
+        Some((self.sources[escalated.pending.source as usize].stream, is_doubt && disagrees))
+    }
+
+    /// Counts what both models said.
+    fn compare(&mut self, escalated: &Escalated, answer: &RemoteVerdict) {
+        let source = &self.sources[escalated.pending.source as usize];
+        let policy = &self.streams[usize::from(source.stream)].policy;
+        let both = (&escalated.local, &policy.model, &policy.offload);
+        let (Some(local), Some(model), Some(offload)) = both else { return };
+        // What no record could hold is not remembered either.
+        let texts = [&answer.model, &answer.version, &answer.verdict.label];
+        if texts.iter().any(|text| text.len() > VerdictRecord::TEXT_BYTES_MAX) {
+            return;
+        }
+        self.audits.both_said(&BothSaid {
+            stream: source.stream,
+            task: &offload.task,
+            device: &source.device,
+            start_us: escalated.pending.start_us,
+            end_us: escalated.pending.end_us,
+            purpose: escalated.purpose,
+            local: &Answerer { model: model.name.clone(), version: model.version.clone() },
+            local_label: &local.label,
+            confidence: local.confidence,
+            remote: &Answerer { model: answer.model.clone(), version: answer.version.clone() },
+            remote_label: &answer.verdict.label,
+        });
     }
 
     /// The answer is not waited for any longer: what the box's model said is recorded. `is_over` if none will come.

@@ -14,6 +14,7 @@ mod streams;
 
 use std::collections::{BTreeMap, VecDeque};
 
+use crate::audit::{Audits, Purpose};
 use crate::ids::Epoch;
 use crate::lanes::Lanes;
 use crate::mqtt::{
@@ -423,8 +424,18 @@ impl Ingest {
         self.streams.take_escalations()
     }
 
-    /// Stream and values of such a window.
-    pub(crate) fn escalation(&self, job: u64) -> Option<(u16, &[f32])> {
+    /// What was counted of windows that two models answered.
+    pub fn audits(&self) -> &Audits {
+        &self.streams.audits
+    }
+
+    /// The same, to look whether thresholds are to move.
+    pub(crate) fn audits_mut(&mut self) -> &mut Audits {
+        &mut self.streams.audits
+    }
+
+    /// Stream and values of such a window, and why it is to be asked about.
+    pub(crate) fn escalation(&self, job: u64) -> Option<(u16, Purpose, &[f32])> {
         self.streams.escalation(job)
     }
 
@@ -433,7 +444,7 @@ impl Ingest {
         self.streams.sent_on(job);
     }
 
-    /// The answer came; returns its stream, and whether it says another label than the box's model.
+    /// The answer came; returns its stream, and whether it was in doubt and says another label than the box's model.
     pub(crate) fn answered(
         &mut self,
         now: Moment,

@@ -8,6 +8,7 @@ use foldhash::fast::FixedState;
 use super::arrival::{Rejected, Waiting};
 use super::escalate::Escalated;
 use super::{EarlyAcks, Fate, FateCounters, Moment, SampleCounts};
+use crate::audit::Audits;
 use crate::block::{NewRecord, RecordKind};
 use crate::ids::Class;
 use crate::lanes::Lanes;
@@ -131,6 +132,7 @@ pub(super) struct Streams {
     /// Jobs that are asked about elsewhere, and those among them that are to be.
     pub(super) escalated: BTreeMap<u64, Escalated>,
     pub(super) escalations: Vec<u64>,
+    pub(super) audits: Audits,
     /// Messages whose record is now known.
     pub(super) resolved: Vec<(Waiting, Ack)>,
     pub(super) verdicts: u64,
@@ -143,6 +145,9 @@ pub(super) const PENDING_MAX: usize = 1_024;
 
 impl Streams {
     pub(super) fn new(policies: &[StreamPolicy], seed: u64) -> Self {
+        let truth_of =
+            |stream: usize| policies.iter().any(|p| p.truth.as_ref().is_some_and(|of| usize::from(of.stream) == stream));
+        let has_truth = (0..policies.len()).map(truth_of);
         let streams = policies.iter().map(Stream::new).collect();
         Streams {
             streams,
@@ -159,6 +164,7 @@ impl Streams {
             remote_jobs: Vec::new(),
             escalated: BTreeMap::new(),
             escalations: Vec::new(),
+            audits: Audits::new(seed, has_truth),
             resolved: Vec::new(),
             verdicts: 0,
             verdict_errors: 0,
@@ -212,6 +218,9 @@ impl Streams {
     }
 
     pub(super) fn set_offload(&mut self, stream: u16, offload: Option<OffloadPolicy>) {
+        if self.streams[usize::from(stream)].policy.offload != offload {
+            self.audits.policy_changed(stream);
+        }
         self.streams[usize::from(stream)].policy.offload = offload;
     }
 
@@ -232,6 +241,12 @@ impl Streams {
         let source = &mut self.sources[source_index as usize];
         let received_us = now.event_us();
         let has_values = !stream.opaque;
+        if let Some(truth) = &stream.policy.truth {
+            for (time_us, values) in self.samples.iter(received_us) {
+                let label = values.first().and_then(|value| truth.label(*value));
+                self.audits.truth(truth.stream, device_key, time_us, label.unwrap_or_default());
+            }
+        }
         let keep = match &stream.policy.keep {
             Some(rules) if has_values => source.keeper.keep_message(rules, &self.samples, received_us) != Keep::Fold,
             _ => entry.fidelity == StreamFidelity::Raw,
@@ -396,10 +411,6 @@ impl Streams {
     pub(super) fn take_pending(&mut self, job: u64) -> Option<Pending> {
         let at = self.pending.iter().position(|pending| pending.job == job)?;
         self.pending.remove(at)
-    }
-
-    pub(super) fn stream_of(&self, pending: &Pending) -> &Stream {
-        &self.streams[usize::from(self.sources[pending.source as usize].stream)]
     }
 
     /// Closes aggregates of devices that have fallen silent; `all` closes every one, for shutdown.

@@ -694,6 +694,7 @@ fn named(name: &str) -> StreamPolicy {
         zones: Vec::new(),
         value: None,
         offload: None,
+        truth: None,
     }
 }
 
@@ -744,6 +745,7 @@ fn what_a_busy_cloud_gets_is_thinned_although_nothing_has_a_price() {
         lane: Class::Normal,
         placement: crate::plan::Placement::None,
         placed: crate::plan::Placed::NotAsked,
+        learned: None,
         reason: crate::plan::Reason::Policy { asked: StreamFidelity::Raw },
     };
     let plan =

@@ -52,7 +52,7 @@ impl NotSent {
 /// Counts of a stream since start.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct OffloadCounts {
-    /// Requests sent.
+    /// Requests sent, audits among them.
     pub sent: u64,
     /// Bytes of their windows.
     pub sent_bytes: u64,
@@ -74,7 +74,15 @@ pub struct OffloadCounts {
     pub refused: u64,
     /// Requests whose uplink went away.
     pub lost: u64,
-    /// Windows not sent, by the position of the reason in [`NotSent::ALL`].
+    /// Audits sent.
+    pub audits_sent: u64,
+    /// Audits answered, or known from the same window a moment ago.
+    pub audits_answered: u64,
+    /// Audits that a limit, a breaker or the want of a pool kept back: what they need is left to windows in doubt.
+    pub audits_not_sent: u64,
+    /// Audits without an answer: refused, lost, or too late to be of use.
+    pub audits_unanswered: u64,
+    /// Windows in doubt not sent, by the position of the reason in [`NotSent::ALL`].
     pub not_sent: [u64; 8],
 }
 
@@ -93,6 +101,10 @@ impl OffloadCounts {
             ("refused_busy", self.refused_busy),
             ("refused", self.refused),
             ("lost", self.lost),
+            ("audits_sent", self.audits_sent),
+            ("audits_answered", self.audits_answered),
+            ("audits_not_sent", self.audits_not_sent),
+            ("audits_unanswered", self.audits_unanswered),
         ]
         .into_iter()
         .chain(not_sent)

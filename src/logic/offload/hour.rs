@@ -1,5 +1,7 @@
 //! So much in any hour: what was used is forgotten five minutes at a time.
 
+use crate::audit::Purpose;
+
 /// A budget over a sliding hour.
 #[derive(Debug, Clone)]
 pub(super) struct HourBudget {
@@ -26,6 +28,12 @@ impl HourBudget {
     pub(super) fn left(&mut self, now_us: u64) -> u64 {
         self.advance(now_us);
         self.limit.saturating_sub(self.used.iter().sum())
+    }
+
+    /// What may still be used for this: an audit leaves half of the limit to windows in doubt.
+    pub(super) fn left_for(&mut self, now_us: u64, purpose: Purpose) -> u64 {
+        let kept = if purpose == Purpose::Audit { self.limit.div_ceil(2) } else { 0 };
+        self.left(now_us).saturating_sub(kept)
     }
 
     pub(super) fn spend(&mut self, now_us: u64, amount: u64) {

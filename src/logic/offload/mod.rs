@@ -15,6 +15,8 @@
 //! - A refusal is an answer: a pool that is busy is left alone for as long as it says, by that class and lower ones, and its
 //!   breaker stays closed.
 //! - The same window is asked about once: whoever has it too shares the request, or for a minute its answer.
+//! - An audit (see [`crate::audit`]) goes after all else: as the lowest class, with a place and half of each budget left for doubts,
+//!   and never as a trial. What becomes of it counts neither for nor against its pool.
 //!
 //! What surprised us: an uplink that is lost says nothing about the pool behind it. Its requests are over at once, and count
 //! neither for nor against the breaker.
@@ -23,103 +25,32 @@ mod counts;
 mod hour;
 mod policy;
 mod pools;
+mod reply;
+mod request;
 mod seen;
 
 use std::collections::{BTreeMap, VecDeque};
-use std::sync::Arc;
 
 use prost::Message as _;
 
-use crate::health::{BreakerState, OpenReason};
+use crate::audit::Purpose;
+use crate::health::BreakerState;
 use crate::ids::Class;
 use crate::ingest::Verdict;
 use crate::wire::Body;
-use crate::wire::offload::{EncodedWindow, OffloadAnswer, OffloadRefusal, OffloadRequest, POOLS_MAX, PoolViews, RefusalKind};
+use crate::wire::offload::{EncodedWindow, OffloadAnswer, OffloadRequest, POOLS_MAX, PoolViews, RefusalKind};
 
 pub use counts::{NotSent, OffloadCounts};
 pub use policy::{OffloadLimits, OffloadMode, OffloadPolicy};
 pub use pools::{KnownPool, POOL_BREAKER, PoolPlace};
+pub use request::RemoteVerdict;
+
+pub(crate) use request::{Ask, Asked, OffloadOutcome, OffloadOutput};
 
 use hour::HourBudget;
-use seen::{Seen, WindowKey};
-
-/// What a pool said of a window.
-#[derive(Debug, Clone, PartialEq)]
-pub struct RemoteVerdict {
-    /// What it says.
-    pub verdict: Verdict,
-    /// Name of its model.
-    pub model: Arc<str>,
-    /// Its version.
-    pub version: Arc<str>,
-}
-
-/// A window to be sent on.
-#[derive(Debug)]
-pub(crate) struct Ask<'a> {
-    pub(crate) job: u64,
-    pub(crate) stream: u16,
-    pub(crate) class: Class,
-    pub(crate) policy: &'a OffloadPolicy,
-    /// The plan's choice.
-    pub(crate) pool: Option<u8>,
-    /// Uplinks that the stream may use now, best first.
-    pub(crate) uplinks: &'a [u8],
-    /// `f32[channels][length]`.
-    pub(crate) window: &'a [f32],
-}
-
-/// What came of an [`Ask`].
-#[derive(Debug, PartialEq)]
-pub(crate) enum Asked {
-    /// It is under way; an [`OffloadOutcome`] follows.
-    UnderWay,
-    /// The same was answered a moment ago.
-    Known(RemoteVerdict),
-    /// It is not sent.
-    Not(NotSent),
-}
-
-/// What becomes of a job that is under way.
-#[derive(Debug, PartialEq)]
-pub(crate) enum OffloadOutcome {
-    /// The answer, in time or late; nothing more follows.
-    Answered { job: u64, answer: RemoteVerdict },
-    /// The deadline has passed; an answer may follow.
-    Overdue { job: u64 },
-    /// There will be no answer.
-    Over { job: u64 },
-}
-
-/// What the shell is to do.
-#[derive(Debug, PartialEq)]
-pub(crate) enum OffloadOutput {
-    Send { uplink: u8, id: u64, class: Class, bytes: Vec<u8> },
-    Cancel { uplink: u8, id: u64 },
-    Breaker { pool: Arc<str>, state: &'static str, reason: Option<OpenReason> },
-}
-
-/// Who waits for the answer of a request.
-#[derive(Debug)]
-struct Waiter {
-    job: u64,
-    stream: u16,
-    deadline_us: u64,
-    is_overdue: bool,
-}
-
-/// A request under way.
-#[derive(Debug)]
-struct Open {
-    uplink: u8,
-    class: Class,
-    pool: usize,
-    key: WindowKey,
-    sent_us: u64,
-    ends_us: u64,
-    has_failed: bool,
-    waiters: Vec<Waiter>,
-}
+use reply::{Reply, read_answer};
+use request::{Open, Waiter};
+use seen::Seen;
 
 /// All requests of the box.
 #[derive(Debug)]
@@ -145,6 +76,10 @@ pub struct Offloads {
 pub const IN_FLIGHT_MAX: usize = 16;
 /// Windows that share one request.
 const WAITERS_MAX: usize = 16;
+/// Audits under way at a time; and while twice as many requests are, there is none.
+pub const AUDITS_IN_FLIGHT_MAX: usize = 2;
+/// How long the answer of an audit is good for. Nobody waits for it, so it is as long as the longest deadline of a stream.
+const AUDIT_US: u64 = 10_000_000;
 /// How long after its deadline an answer is still taken; then the stream is reset.
 const LATE_US: u64 = 5_000_000;
 
@@ -220,10 +155,12 @@ impl Offloads {
     pub(crate) fn ask(&mut self, now_us: u64, ask: &Ask<'_>) -> Asked {
         let asked = self.try_ask(now_us, ask);
         let counts = &mut self.counts[usize::from(ask.stream)];
-        match &asked {
-            Asked::Not(reason) => counts.not_sent[*reason as usize] += 1,
-            Asked::Known(_) => counts.known += 1,
-            Asked::UnderWay => {}
+        match (&asked, ask.purpose) {
+            (Asked::Not(_), Purpose::Audit) => counts.audits_not_sent += 1,
+            (Asked::Known(_), Purpose::Audit) => counts.audits_answered += 1,
+            (Asked::Not(reason), Purpose::Doubt) => counts.not_sent[*reason as usize] += 1,
+            (Asked::Known(_), Purpose::Doubt) => counts.known += 1,
+            (Asked::UnderWay, _) => {}
         }
         asked
     }
@@ -236,21 +173,22 @@ impl Offloads {
         if let Some(answer) = self.seen.answer(now_us, key) {
             return Asked::Known(answer.clone());
         }
-        let waiter = Waiter {
-            job: ask.job,
-            stream: ask.stream,
-            deadline_us: now_us.saturating_add(ask.policy.deadline_us),
-            is_overdue: false,
-        };
-        let same = self.open.values_mut().find(|open| open.key == key && !open.has_failed && open.waiters.len() < WAITERS_MAX);
+        let is_audit = ask.purpose == Purpose::Audit;
+        let (answer_us, late_us, class) =
+            if is_audit { (AUDIT_US, 0, Class::Bulk) } else { (ask.policy.deadline_us, LATE_US, ask.class) };
+        let waiter =
+            Waiter { job: ask.job, stream: ask.stream, deadline_us: now_us.saturating_add(answer_us), is_overdue: false };
+        // An audit and a doubt are in no hurry for each other.
+        let is_same = |open: &&mut Open| open.key == key && open.purpose == ask.purpose && !open.has_failed;
+        let same = self.open.values_mut().find(|open| is_same(open) && open.waiters.len() < WAITERS_MAX);
         if let Some(open) = same {
             self.counts[usize::from(ask.stream)].shared += 1;
-            open.ends_us = open.ends_us.max(waiter.deadline_us.saturating_add(LATE_US));
+            open.ends_us = open.ends_us.max(waiter.deadline_us.saturating_add(late_us));
             open.waiters.push(waiter);
             return Asked::UnderWay;
         }
         let (int16, window) = (ask.policy.int16 && self.pools[at].view.int16, &ask.policy.window);
-        if let Err(reason) = self.may_ask(now_us, at, ask) {
+        if let Err(reason) = self.may_ask(now_us, at, ask, class) {
             return Asked::Not(reason);
         }
         let Some(&uplink) = ask.uplinks.iter().find(|&&uplink| self.pools[at].reached[usize::from(uplink)]) else {
@@ -258,7 +196,7 @@ impl Offloads {
         };
         let encoded = EncodedWindow::new(window.channels(), ask.window, int16);
         let len = (encoded.data.len() + 4 * encoded.scales.len()) as u64;
-        if self.bytes.left(now_us) < len {
+        if self.bytes.left_for(now_us, ask.purpose) < len {
             return Asked::Not(NotSent::HourBytes);
         }
         // Last, because a trial that is granted must be sent.
@@ -269,8 +207,8 @@ impl Offloads {
         let request = OffloadRequest {
             pool: pool.view.name.clone(),
             task: ask.policy.task.to_string(),
-            class: ask.class.index() as u32,
-            deadline_ms: u32::try_from(ask.policy.deadline_us / 1_000).unwrap_or(u32::MAX),
+            class: class.index() as u32,
+            deadline_ms: u32::try_from(answer_us / 1_000).unwrap_or(u32::MAX),
             channels: window.channels() as u32,
             length: window.length() as u32,
             scales: encoded.scales,
@@ -282,36 +220,44 @@ impl Offloads {
         self.next_id += 1;
         self.requests.spend(now_us, 1);
         self.bytes.spend(now_us, len);
-        self.asked_us[usize::from(ask.stream)] = Some(now_us);
         let counts = &mut self.counts[usize::from(ask.stream)];
         counts.sent += 1;
         counts.sent_bytes += len;
-        let ends_us = waiter.deadline_us.saturating_add(LATE_US);
-        let waiters = vec![waiter];
+        if is_audit {
+            counts.audits_sent += 1;
+        } else {
+            self.asked_us[usize::from(ask.stream)] = Some(now_us);
+        }
+        let ends_us = waiter.deadline_us.saturating_add(late_us);
+        let (purpose, waiters) = (ask.purpose, vec![waiter]);
         self.open
-            .insert(id, Open { uplink, class: ask.class, pool: at, key, sent_us: now_us, ends_us, has_failed: false, waiters });
-        self.outputs.push_back(OffloadOutput::Send { uplink, id, class: ask.class, bytes });
+            .insert(id, Open { uplink, class, purpose, pool: at, key, sent_us: now_us, ends_us, has_failed: false, waiters });
+        self.outputs.push_back(OffloadOutput::Send { uplink, id, class, purpose, bytes });
         Asked::UnderWay
     }
 
     /// What does not depend on the way there.
-    fn may_ask(&mut self, now_us: u64, at: usize, ask: &Ask<'_>) -> Result<(), NotSent> {
+    fn may_ask(&mut self, now_us: u64, at: usize, ask: &Ask<'_>, class: Class) -> Result<(), NotSent> {
         let pool = &mut self.pools[at];
         pool.breaker.advance(now_us);
-        if matches!(pool.breaker.state(), BreakerState::Open { .. }) {
+        let is_audit = ask.purpose == Purpose::Audit;
+        let (is_open, is_closed) =
+            (matches!(pool.breaker.state(), BreakerState::Open { .. }), pool.breaker.state() == BreakerState::Closed);
+        if is_open || (is_audit && !is_closed) {
             return Err(NotSent::Breaker);
         }
-        if now_us < pool.paused_us[ask.class.index()] {
+        if now_us < pool.paused_us[class.index()] {
             return Err(NotSent::Busy);
         }
         let last_us = self.asked_us[usize::from(ask.stream)];
         if last_us.is_some_and(|last_us| now_us < last_us.saturating_add(ask.policy.spacing_us)) {
             return Err(NotSent::Spacing);
         }
-        if self.open.len() >= IN_FLIGHT_MAX {
+        let audits = self.open.values().filter(|open| open.purpose == Purpose::Audit).count();
+        if self.open.len() >= IN_FLIGHT_MAX || (is_audit && audits.max(self.open.len() / 2) >= AUDITS_IN_FLIGHT_MAX) {
             return Err(NotSent::InFlight);
         }
-        if self.requests.left(now_us) == 0 {
+        if self.requests.left_for(now_us, ask.purpose) == 0 {
             return Err(NotSent::HourRequests);
         }
         Ok(())
@@ -325,42 +271,56 @@ impl Offloads {
             Reply::Refusal(refusal) => {
                 let pool = &mut self.pools[open.pool];
                 let kind = RefusalKind::from_code(refusal.kind);
+                let counts_for_pool = open.purpose == Purpose::Doubt;
                 match kind {
                     // It answers, and says when it has time.
                     RefusalKind::Busy | RefusalKind::Late => {
                         let until_us = now_us.saturating_add(u64::from(refusal.retry_after_ms).min(RETRY_MS_MAX) * 1_000);
                         // It may have time for what matters more.
                         pool.paused_us[open.class.index()..].fill(until_us);
-                        pool.breaker.success(now_us);
+                        if counts_for_pool {
+                            pool.breaker.success(now_us);
+                        }
                     }
-                    RefusalKind::Denied | RefusalKind::Failed => pool.breaker.failure(now_us),
+                    RefusalKind::Denied | RefusalKind::Failed if counts_for_pool => pool.breaker.failure(now_us),
+                    RefusalKind::Denied | RefusalKind::Failed => {}
                 }
                 let is_busy = matches!(kind, RefusalKind::Busy | RefusalKind::Late);
                 self.end(&open, |counts| if is_busy { counts.refused_busy += 1 } else { counts.refused += 1 });
             }
             Reply::Garbled => {
-                self.pools[open.pool].breaker.failure(now_us);
+                self.failed_pool(now_us, &open);
                 self.end(&open, |counts| counts.refused += 1);
             }
         }
     }
 
+    /// What became of a request speaks against its pool, if it was in no lesser hurry than it should be, and has not before.
+    fn failed_pool(&mut self, now_us: u64, open: &Open) {
+        if open.purpose == Purpose::Doubt && !open.has_failed {
+            self.pools[open.pool].breaker.failure(now_us);
+        }
+    }
+
     fn take_answer(&mut self, now_us: u64, open: &Open, answer: OffloadAnswer) {
-        let pool = &mut self.pools[open.pool];
-        pool.answers.sample(now_us, now_us.saturating_sub(open.sent_us));
-        pool.answered_us = now_us;
-        if !open.has_failed {
-            pool.breaker.success(now_us);
+        let is_audit = open.purpose == Purpose::Audit;
+        if !is_audit {
+            let pool = &mut self.pools[open.pool];
+            pool.answers.sample(now_us, now_us.saturating_sub(open.sent_us));
+            pool.answered_us = now_us;
+            if !open.has_failed {
+                pool.breaker.success(now_us);
+            }
         }
         let verdict = Verdict { label: answer.label.into(), score: answer.score, confidence: answer.confidence, by: None };
         let answer = RemoteVerdict { verdict, model: answer.model.into(), version: answer.version.into() };
         for waiter in &open.waiters {
             let counts = &mut self.counts[usize::from(waiter.stream)];
-            if waiter.is_overdue {
-                counts.late += 1
-            } else {
-                counts.answered += 1
-            }
+            *match (is_audit, waiter.is_overdue) {
+                (true, _) => &mut counts.audits_answered,
+                (false, true) => &mut counts.late,
+                (false, false) => &mut counts.answered,
+            } += 1;
             self.outcomes.push_back(OffloadOutcome::Answered { job: waiter.job, answer: answer.clone() });
         }
         self.seen.answered(now_us, open.key, answer);
@@ -369,9 +329,7 @@ impl Offloads {
     /// A request's stream ended without an answer.
     pub(crate) fn failed(&mut self, now_us: u64, id: u64) {
         let Some(open) = self.open.remove(&id) else { return };
-        if !open.has_failed {
-            self.pools[open.pool].breaker.failure(now_us);
-        }
+        self.failed_pool(now_us, &open);
         self.end(&open, |counts| counts.refused += 1);
     }
 
@@ -384,7 +342,12 @@ impl Offloads {
 
     fn end(&mut self, open: &Open, count: impl Fn(&mut OffloadCounts)) {
         for waiter in &open.waiters {
-            count(&mut self.counts[usize::from(waiter.stream)]);
+            let counts = &mut self.counts[usize::from(waiter.stream)];
+            if open.purpose == Purpose::Audit {
+                counts.audits_unanswered += 1;
+            } else {
+                count(counts);
+            }
             self.outcomes.push_back(OffloadOutcome::Over { job: waiter.job });
         }
     }
@@ -393,7 +356,10 @@ impl Offloads {
     pub(crate) fn tick(&mut self, now_us: u64) {
         let Offloads { open, pools, counts, outcomes, outputs, .. } = self;
         open.retain(|&id, request| {
-            for waiter in request.waiters.iter_mut().filter(|waiter| !waiter.is_overdue && now_us >= waiter.deadline_us) {
+            let is_doubt = request.purpose == Purpose::Doubt;
+            for waiter in
+                request.waiters.iter_mut().filter(|waiter| is_doubt && !waiter.is_overdue && now_us >= waiter.deadline_us)
+            {
                 waiter.is_overdue = true;
                 counts[usize::from(waiter.stream)].overdue += 1;
                 outcomes.push_back(OffloadOutcome::Overdue { job: waiter.job });
@@ -403,6 +369,9 @@ impl Offloads {
             }
             let is_over = now_us >= request.ends_us;
             if is_over {
+                if !is_doubt {
+                    request.waiters.iter().for_each(|waiter| counts[usize::from(waiter.stream)].audits_unanswered += 1);
+                }
                 outcomes.extend(request.waiters.iter().map(|waiter| OffloadOutcome::Over { job: waiter.job }));
                 outputs.push_back(OffloadOutput::Cancel { uplink: request.uplink, id });
             }
@@ -479,22 +448,6 @@ impl Offloads {
 
 /// A pool that asks for more than this is asked again all the same.
 const RETRY_MS_MAX: u64 = 60_000;
-
-enum Reply {
-    Answer(OffloadAnswer),
-    Refusal(OffloadRefusal),
-    Garbled,
-}
-
-/// Reads the one message of a request's stream.
-fn read_answer(bytes: &[u8]) -> Reply {
-    let mut buffer = bytes::BytesMut::from(bytes);
-    match crate::wire::take_control(&mut buffer).ok().flatten().and_then(|control| control.body) {
-        Some(Body::OffloadAnswer(answer)) if answer.score.is_finite() && answer.confidence.is_finite() => Reply::Answer(answer),
-        Some(Body::OffloadRefusal(refusal)) => Reply::Refusal(refusal),
-        _ => Reply::Garbled,
-    }
-}
 
 #[cfg(test)]
 mod tests;

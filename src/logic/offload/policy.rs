@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use crate::audit::LearnPolicy;
 use crate::window::WindowSpec;
 
 /// What becomes of a record whose window is sent on.
@@ -45,15 +46,12 @@ pub struct OffloadPolicy {
     pub spacing_us: u64,
     /// True if windows go as int16 to pools that allow it.
     pub int16: bool,
+    /// Share of the answers above the band that are checked, 0 to 1.
+    pub audit: f32,
+    /// How the upper end of the band is learned; `None` if it stays.
+    pub learn: Option<LearnPolicy>,
     /// How windows are cut if there is no model on the box.
     pub window: WindowSpec,
-}
-
-impl OffloadPolicy {
-    /// True if a local answer of this confidence is asked about.
-    pub fn is_in_band(&self, confidence: f32) -> bool {
-        self.mode != OffloadMode::Never && (self.band.0..self.band.1).contains(&confidence)
-    }
 }
 
 /// What all streams together may send on in any hour.

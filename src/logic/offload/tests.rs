@@ -1,6 +1,6 @@
 use super::*;
 use crate::window::{Span, WindowConfig, WindowSpec};
-use crate::wire::offload::PoolView;
+use crate::wire::offload::{OffloadRefusal, PoolView};
 
 const MS: u64 = 1_000;
 const DEADLINE_US: u64 = 200 * MS;
@@ -14,6 +14,8 @@ fn policy() -> OffloadPolicy {
         deadline_us: DEADLINE_US,
         spacing_us: 0,
         int16: true,
+        audit: 0.0,
+        learn: None,
         window: WindowSpec::new(&config, 1, Some(10.0)).expect("a window"),
     }
 }
@@ -34,9 +36,18 @@ fn ask(offloads: &mut Offloads, now_us: u64, job: u64) -> Asked {
 }
 
 fn ask_about(offloads: &mut Offloads, now_us: u64, job: u64, value: f32, policy: &OffloadPolicy) -> Asked {
+    ask_for(offloads, now_us, job, value, policy, Purpose::Doubt)
+}
+
+/// Audits a window that is like no other.
+fn audit(offloads: &mut Offloads, now_us: u64, job: u64) -> Asked {
+    ask_for(offloads, now_us, job, job as f32, &policy(), Purpose::Audit)
+}
+
+fn ask_for(offloads: &mut Offloads, now_us: u64, job: u64, value: f32, policy: &OffloadPolicy, purpose: Purpose) -> Asked {
     offloads.tick(now_us);
-    let window = [value, 1.5, 2.0, 3.0];
-    offloads.ask(now_us, &Ask { job, stream: 0, class: Class::High, policy, pool: Some(0), uplinks: &[1, 0], window: &window })
+    let (class, window) = (Class::High, [value, 1.5, 2.0, 3.0]);
+    offloads.ask(now_us, &Ask { job, stream: 0, class, purpose, policy, pool: Some(0), uplinks: &[1, 0], window: &window })
 }
 
 fn answer(label: &str) -> Vec<u8> {
@@ -74,7 +85,10 @@ fn sent(offloads: &mut Offloads) -> Vec<u64> {
 fn a_request_says_what_the_pool_needs_and_its_answer_comes_back() {
     let mut offloads = offloads(OffloadLimits::default());
     assert_eq!(ask(&mut offloads, 0, 1), Asked::UnderWay);
-    let Some(OffloadOutput::Send { uplink: 0, id, class: Class::High, bytes }) = offloads.output() else { panic!("a request") };
+    let Some(OffloadOutput::Send { uplink: 0, id, class: Class::High, purpose: Purpose::Doubt, bytes }) = offloads.output()
+    else {
+        panic!("a request")
+    };
     let control = crate::wire::take_control(&mut bytes::BytesMut::from(&bytes[..])).expect("our own").expect("whole");
     let Some(Body::OffloadRequest(request)) = control.body else { panic!("a request") };
     assert_eq!((&*request.pool, &*request.task, request.deadline_ms), ("a", "activity", 200));
@@ -155,8 +169,16 @@ fn a_pool_that_is_busy_is_left_alone_for_as_long_as_it_says() {
     }
     assert_eq!(offloads.counts(0).refused_busy, 6);
     let window = [9.0, 8.0, 7.0, 6.5];
-    let critical =
-        Ask { job: 20, stream: 0, class: Class::Critical, policy: &policy(), pool: Some(0), uplinks: &[0], window: &window };
+    let critical = Ask {
+        job: 20,
+        stream: 0,
+        class: Class::Critical,
+        purpose: Purpose::Doubt,
+        policy: &policy(),
+        pool: Some(0),
+        uplinks: &[0],
+        window: &window,
+    };
     assert_eq!(offloads.ask(6_500 * MS, &critical), Asked::UnderWay, "it may have time for what matters more");
     let id = sent(&mut offloads)[0];
     offloads.answered(6_501 * MS, id, &answer("walk"));
@@ -227,4 +249,62 @@ fn an_uplink_that_is_lost_ends_its_requests_and_says_nothing_of_the_pool() {
     offloads.told(5 * MS, 1, PoolViews { pools: many });
     assert_eq!((offloads.pools().len(), offloads.pools_ignored()), (POOLS_MAX, 4));
     assert!(!offloads.pools()[0].is_reached(), "what is not told of again is gone");
+}
+
+#[test]
+fn audits_leave_places_and_half_of_the_budgets_to_windows_in_doubt() {
+    let mut offloads = offloads(OffloadLimits { requests_per_hour: 10, ..OffloadLimits::default() });
+    assert_eq!((audit(&mut offloads, 0, 1), audit(&mut offloads, 0, 2)), (Asked::UnderWay, Asked::UnderWay));
+    assert_eq!(audit(&mut offloads, 0, 3), Asked::Not(NotSent::InFlight));
+    let first = offloads.output();
+    assert!(
+        matches!(first, Some(OffloadOutput::Send { class: Class::Bulk, purpose: Purpose::Audit, .. })),
+        "as what matters least: {first:?}"
+    );
+    assert_eq!(
+        ask_about(&mut offloads, 0, 4, 1.0, &policy()),
+        Asked::UnderWay,
+        "a doubt does not wait for an audit of its window"
+    );
+    let ids = sent(&mut offloads);
+    ids.iter().for_each(|&id| offloads.answered(MS, id, &answer("walk")));
+    offloads.failed(MS, 1);
+    assert_eq!((audit(&mut offloads, 2 * MS, 5), audit(&mut offloads, 2 * MS, 6)), (Asked::UnderWay, Asked::UnderWay));
+    sent(&mut offloads).iter().for_each(|&id| offloads.answered(3 * MS, id, &answer("walk")));
+    assert_eq!(audit(&mut offloads, 4 * MS, 7), Asked::Not(NotSent::HourRequests), "five of ten are used");
+    assert_eq!(ask(&mut offloads, 4 * MS, 8), Asked::UnderWay);
+    let counts = offloads.counts(0);
+    assert_eq!((counts.audits_sent, counts.audits_answered, counts.audits_unanswered, counts.audits_not_sent), (4, 3, 1, 2));
+    assert_eq!((counts.sent, counts.answered, counts.not_sent.iter().sum::<u64>()), (6, 1, 0));
+}
+
+#[test]
+fn what_becomes_of_an_audit_says_nothing_of_its_pool_and_none_is_a_trial() {
+    let mut offloads = offloads(OffloadLimits::default());
+    for job in 1..=10 {
+        assert_eq!(audit(&mut offloads, 0, job), Asked::UnderWay);
+        let id = sent(&mut offloads)[0];
+        match job {
+            1..=5 => offloads.failed(MS, id),
+            _ => offloads.answered(MS, id, &refusal(RefusalKind::Failed, 0)),
+        }
+    }
+    assert_eq!((offloads.pools()[0].state(), offloads.counts(0).audits_unanswered), ("closed", 10));
+    // One that nobody answers ends by itself, without anybody's waiting for it.
+    assert_eq!(audit(&mut offloads, MS, 11), Asked::UnderWay);
+    outcomes(&mut offloads);
+    offloads.tick(MS + 5_000_000);
+    assert_eq!(outcomes(&mut offloads), []);
+    offloads.tick(MS + AUDIT_US);
+    assert_eq!(outcomes(&mut offloads), [OffloadOutcome::Over { job: 11 }]);
+    assert_eq!((offloads.pools()[0].state(), offloads.in_flight(), offloads.counts(0).overdue), ("closed", 0, 0));
+    // Doubts open the breaker, and the trial after it is a doubt again.
+    for job in 21..=23 {
+        assert_eq!(ask(&mut offloads, 20_000 * MS, job), Asked::UnderWay);
+    }
+    offloads.tick(20_000 * MS + DEADLINE_US);
+    assert_eq!(offloads.pools()[0].state(), "open");
+    let later_us = 22_000 * MS;
+    assert_eq!(audit(&mut offloads, later_us, 31), Asked::Not(NotSent::Breaker));
+    assert_eq!(ask(&mut offloads, later_us, 32), Asked::UnderWay);
 }

@@ -41,6 +41,26 @@ impl Placement {
     }
 }
 
+impl Placement {
+    /// Confidences that are asked about, from the first up to below the second.
+    pub fn band(self) -> Option<(f32, f32)> {
+        match self {
+            Placement::Cascade { band, .. } => Some(band),
+            Placement::None | Placement::Local | Placement::Offload { .. } => None,
+        }
+    }
+
+    /// The same place with the upper end of the band where it was learned to be.
+    pub(super) fn with_threshold(self, threshold: Option<f32>) -> Placement {
+        match (self, threshold) {
+            (Placement::Cascade { pool, band: (low, _) }, Some(threshold)) => {
+                Placement::Cascade { pool, band: (low, threshold) }
+            }
+            (placement, _) => placement,
+        }
+    }
+}
+
 impl fmt::Display for Placement {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -246,6 +266,8 @@ mod tests {
             deadline_us: 500_000,
             spacing_us: 0,
             int16: true,
+            audit: 0.0,
+            learn: None,
             window: window(),
         };
         let model = StreamModel { index: 0, name: "small".into(), version: "1".into(), window: window() };
@@ -262,6 +284,7 @@ mod tests {
             zones: Vec::new(),
             value: None,
             offload: Some(offload),
+            truth: None,
         }
     }
 

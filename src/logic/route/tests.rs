@@ -19,6 +19,7 @@ fn policy(uplinks: Vec<UplinkPolicy>) -> Policy {
         zones: Vec::new(),
         value: None,
         offload: None,
+        truth: None,
     };
     let durability = crate::lanes::Durability::Disk;
     Policy {

@@ -32,6 +32,7 @@ fn policies() -> Vec<StreamPolicy> {
             zones: Vec::new(),
             value: None,
             offload: None,
+            truth: None,
         })
         .collect()
 }

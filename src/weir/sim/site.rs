@@ -85,6 +85,7 @@ fn stream_policy(index: usize, stream: &StreamSpec, mode: &str, times: f64) -> S
         zones: Vec::new(),
         value: Some(value),
         offload: None,
+        truth: None,
     }
 }
 

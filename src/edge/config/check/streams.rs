@@ -10,6 +10,7 @@ use super::{Context, check_count, check_name, check_range};
 use crate::config::finding::Findings;
 use crate::config::overlap::{overlaps, precedence};
 use crate::config::policy::resolve;
+use crate::config::truth;
 use crate::config::{Ack, Files, ModelInfo, Stream};
 
 /// Each model has a thread and its weights in memory.
@@ -169,6 +170,9 @@ fn check_stream(context: &Context<'_>, at: usize, stream: &Stream, models: &[Mod
                 findings.mistake(&path(&mistake.key), mistake.message, mistake.hint);
             }
         }
+    }
+    if let Err(mistake) = truth::resolve(context.config, at, models) {
+        findings.mistake(&path(&mistake.key), mistake.message, mistake.hint);
     }
     warn_of_unused(context, at, stream, findings);
     check_sparkplug(&path("topics"), stream, findings);

@@ -22,7 +22,8 @@ fn the_examples_in_the_shipped_file_work_and_show_what_is_optional() {
     let config = checked.config.unwrap_or_else(|err| panic!("{err}"));
     let stream = &config.stream[0];
     assert!(stream.window.is_some() && stream.keep.is_some() && stream.model.is_some());
-    assert!(config.stream[1].aggregate.is_some() && stream.value.is_some() && config.uplink[0].rate.is_some());
+    assert_eq!((&config.stream[1].truth_of, config.stream.len()), (&Some(stream.name.clone()), 3));
+    assert!(config.stream[2].aggregate.is_some() && stream.value.is_some() && config.uplink[0].rate.is_some());
     assert!(config.listen[0].tls.as_ref().is_some_and(|tls| tls.client_ca.is_some()));
     let broker = &config.broker[0];
     assert!(broker.tls.as_ref().is_some_and(|tls| tls.cert.is_some() && tls.server_name.is_some()));
@@ -35,7 +36,8 @@ fn the_examples_in_the_shipped_file_work_and_show_what_is_optional() {
     assert!(uplink.zone.is_some() && !config.stream[0].zones.is_empty());
     let offload = stream.offload.as_ref().expect("it is shown");
     // What the line gives besides a task is the default, but for the spacing and the band, whose default is the manifest's.
-    let shown = StreamOffload { spacing: offload.spacing, band: offload.band, ..StreamOffload::default() };
+    let (spacing, band, audit) = (offload.spacing, offload.band, offload.audit);
+    let shown = StreamOffload { spacing, band, audit, learn: Some(Learn::default()), ..StreamOffload::default() };
     assert_eq!(*offload, StreamOffload { task: "activity".to_owned(), ..shown });
     assert!(
         config.policy.key.is_some()
@@ -44,7 +46,8 @@ fn the_examples_in_the_shipped_file_work_and_show_what_is_optional() {
             && config.admin.unix.is_some()
     );
     // The model of the example is the one that is there.
-    config.policy(&[info("watch-small", 6)]).unwrap();
+    let policy = config.policy(&[info("watch-small", 6)]).unwrap();
+    assert_eq!(policy.streams[1].truth.as_ref().map(|truth| truth.stream), Some(0));
     assert!(checked.warnings.is_empty(), "{:#?}", checked.warnings);
 }
 

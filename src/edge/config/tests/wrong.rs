@@ -420,6 +420,21 @@ fn offload_that_cannot_work_is_refused_at_its_line() {
             "requests_per_hour",
         ),
         ("offload = { task = \"t\" }", "how long a window is", "`window`"),
+        ("model = \"m\"\noffload = { task = \"t\", audit = 1.5 }", "1.5 is no share within 0 to 1", "audit = 0.01"),
+        ("offload = { task = \"t\", audit = 0.1 }", "nothing to compare", "name a `model`"),
+        (
+            "model = \"m\"\noffload = { task = \"t\", audit = 0.1, learn = { min = 0.5, max = 0.4 } }",
+            "0.5 to 0.4 leaves a threshold no room",
+            "0.05 apart",
+        ),
+        (
+            "model = \"m\"\noffload = { task = \"t\", audit = 0.1, learn = { share = 0.0 } }",
+            "share 0 and disagree 0.1",
+            "share = 0.3",
+        ),
+        ("model = \"m\"\noffload = { task = \"t\", learn = {} }", "could only fall", "audit = 0.01"),
+        ("truth_of = \"t\"", "no other stream `t`", "name of the stream"),
+        ("truth_of = \"s\"", "no other stream `s`", "name of the stream"),
         ("offload = { task = \"t\", mode = \"ask\" }", "unknown value `ask`", "never, wait, answer_now"),
     ];
     for (keys, message, hint) in cases {

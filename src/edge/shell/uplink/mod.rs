@@ -16,6 +16,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
+use weir_logic::audit::Purpose;
 use weir_logic::health::PathStats;
 use weir_logic::ids::Class;
 use weir_logic::lanes::Flow;
@@ -38,6 +39,7 @@ pub(crate) enum UplinkCommand {
     Offload {
         id: u64,
         class: Class,
+        purpose: Purpose,
         bytes: Vec<u8>,
     },
     CancelOffload {
@@ -152,8 +154,8 @@ pub(crate) async fn run(
             Some(UplinkCommand::Block { flow, block }) => {
                 attempt.as_ref().is_some_and(|attempt| is_full(&attempt.blocks_tx.try_send((flow, block))))
             }
-            Some(UplinkCommand::Offload { id, class, bytes }) => {
-                let window = ToPool::Ask { id, class, bytes };
+            Some(UplinkCommand::Offload { id, class, purpose, bytes }) => {
+                let window = ToPool::Ask { id, priority: offload::priority(class, purpose), bytes };
                 attempt.as_ref().is_some_and(|attempt| is_full(&attempt.offloads_tx.try_send(window)))
             }
             Some(UplinkCommand::CancelOffload { id }) => {
@@ -187,7 +189,7 @@ fn is_full<T>(sent: &Result<(), mpsc::error::TrySendError<T>>) -> bool {
 /// What the attempt is told of requests to pools.
 #[derive(Debug)]
 enum ToPool {
-    Ask { id: u64, class: Class, bytes: Vec<u8> },
+    Ask { id: u64, priority: i32, bytes: Vec<u8> },
     Cancel { id: u64 },
 }
 

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use quinn::Connection;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
+use weir_logic::audit::Purpose;
 use weir_logic::ids::Class;
 
 use super::{Events, ToPool, UplinkEvent};
@@ -21,10 +22,10 @@ pub(super) async fn ask(connection: Connection, mut offloads_rx: mpsc::Receiver<
         tokio::select! {
             told = offloads_rx.recv() => match told {
                 None => return Ok(()),
-                Some(ToPool::Ask { id, class, bytes }) => {
+                Some(ToPool::Ask { id, priority, bytes }) => {
                     let (cancel_tx, cancel_rx) = oneshot::channel();
                     cancels.insert(id, cancel_tx);
-                    streams.spawn(exchange(connection.clone(), id, class, bytes, cancel_rx, events.clone()));
+                    streams.spawn(exchange(connection.clone(), id, priority, bytes, cancel_rx, events.clone()));
                 }
                 Some(ToPool::Cancel { id }) => drop(cancels.remove(&id)),
             },
@@ -41,14 +42,14 @@ pub(super) async fn ask(connection: Connection, mut offloads_rx: mpsc::Receiver<
 async fn exchange(
     connection: Connection,
     id: u64,
-    class: Class,
+    priority: i32,
     bytes: Vec<u8>,
     cancel_rx: oneshot::Receiver<()>,
     events: Events,
 ) -> u64 {
     let asked = async {
         let (mut send, mut recv) = connection.open_bi().await.ok()?;
-        let _ = send.set_priority(priority(class));
+        let _ = send.set_priority(priority);
         send.write_all(&bytes).await.ok()?;
         let _ = send.finish();
         recv.read_to_end(ANSWER_LEN_MAX).await.ok()
@@ -69,7 +70,12 @@ async fn exchange(
     id
 }
 
-/// A window is awaited: it goes before the lanes that are not critical, and beside critical blocks if it is critical itself.
-fn priority(class: Class) -> i32 {
-    if class == Class::Critical { 2 } else { 1 }
+/// A window in doubt is awaited: it goes before the lanes that are not critical, and beside critical blocks if it is critical
+/// itself. An audit is not: it goes after all lanes.
+pub(super) fn priority(class: Class, purpose: Purpose) -> i32 {
+    match (purpose, class) {
+        (Purpose::Audit, _) => -1,
+        (Purpose::Doubt, Class::Critical) => 2,
+        (Purpose::Doubt, _) => 1,
+    }
 }

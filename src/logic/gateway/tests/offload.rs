@@ -15,6 +15,15 @@ const WINDOWS_MIN: u64 = MESSAGES / 4 * 3 / 4;
 const VERDICT: u16 = 5;
 
 fn play(mode: OffloadMode, mood: PoolMood) -> World {
+    play_with(mode, mood, false)
+}
+
+/// The same with a model that is always sure, and a quarter of its answers audited.
+fn play_audits(mode: OffloadMode, mood: PoolMood) -> World {
+    play_with(mode, mood, true)
+}
+
+fn play_with(mode: OffloadMode, mood: PoolMood, audits: bool) -> World {
     let client = ClientPlan {
         v5: true,
         inflight_max: 100,
@@ -24,7 +33,8 @@ fn play(mode: OffloadMode, mood: PoolMood) -> World {
         qos0_percent: 0,
         only: Some(usize::from(VERDICT)),
     };
-    let scenario = Scenario { offload: Some((mode, mood)), ack_record: true, ..Scenario::calm(Durability::Through, client) };
+    let scenario =
+        Scenario { offload: Some((mode, mood)), audits, ack_record: true, ..Scenario::calm(Durability::Through, client) };
     let mut world = World::new(3, scenario);
     world.play_until(60_000_000);
     world.play_out(60_000_000);
@@ -92,4 +102,35 @@ fn an_answer_is_a_record_of_its_own_and_so_is_a_late_one() {
     assert!(asked.late >= 3 && asked.late == asked.overdue, "{asked:?}");
     let (verdicts, scored) = verdicts_and_scored(&late);
     assert_eq!(verdicts, scored + asked.late);
+}
+
+#[test]
+fn audits_change_nothing_of_what_is_recorded_and_when_and_are_counted() {
+    let never = play(OffloadMode::Never, PoolMood::Quick);
+    for mood in [PoolMood::Quick, PoolMood::Silent, PoolMood::Refusing] {
+        let audited = play_audits(OffloadMode::Wait, mood);
+        let counts = counts(&audited);
+        assert_eq!(
+            audited.records_crc.clone().finalize(),
+            never.records_crc.clone().finalize(),
+            "{mood:?}: the same bytes to clients, disk and cloud, at the same microsecond; {counts:?}"
+        );
+        let broke = audited.told.iter().any(|event| matches!(event, Event::PoolBreaker { .. }));
+        assert!(counts.sent == counts.audits_sent && counts.sent >= 3 && !broke, "{mood:?}: {counts:?}");
+        let ended = counts.audits_answered + counts.audits_unanswered;
+        assert_eq!(ended, counts.audits_sent, "{mood:?}: {counts:?}");
+        let tallies = audited.gateway.as_ref().expect("it runs").ingest().audits().tallies(VERDICT);
+        if mood != PoolMood::Quick {
+            assert!(tallies.is_empty() && counts.audits_answered == 0, "{mood:?}: {counts:?}");
+            continue;
+        }
+        // All windows are sure ones, and a quarter of them is audited.
+        let (audited, seen) = (tallies[0].audited, tallies[0].seen);
+        assert_eq!((audited.answered, audited.agreed, tallies[0].doubted.answered), (counts.audits_answered, 0, 0));
+        assert!(
+            audited.answered > WINDOWS_MIN / 6 && audited.answered < WINDOWS_MIN / 2 && seen.1 == 0,
+            "{audited:?} of {seen:?}"
+        );
+        assert!(tallies[0].to_string().contains("who is right is not known"), "{}", tallies[0]);
+    }
 }

@@ -93,6 +93,8 @@ pub(super) struct Scenario {
     pub(super) ack_record: bool,
     /// How the verdict stream's windows are sent on, and what the pool does with them.
     pub(super) offload: Option<(OffloadMode, PoolMood)>,
+    /// Its model is always sure, and some of its answers are audited.
+    pub(super) audits: bool,
     pub(super) inflight_max: u16,
     pub(super) uplinks: usize,
     pub(super) metered: bool,
@@ -124,6 +126,7 @@ impl Scenario {
             limits: LanesLimits { memory_bytes: 8 << 20, block_target_bytes: 64 << 10, early_commit_bytes_per_day: 1 << 30 },
             ack_record: false,
             offload: None,
+            audits: false,
             inflight_max: 1024,
             uplinks: 1,
             metered: false,
@@ -210,6 +213,7 @@ impl Scenario {
             limits,
             ack_record: rng.percent(50),
             offload: rng.percent(60).then(|| (rng.pick(&[Wait, AnswerNow]), rng.pick(&[Quick, Late, Silent, Refusing]))),
+            audits: Rng(rng.0 ^ 0x00a0_d175).percent(30),
             inflight_max: rng.pick(&[60, 100, 1024]),
             uplinks: if rng.percent(30) { rng.range(2, 3) as usize } else { 1 },
             metered: false,
@@ -251,6 +255,7 @@ impl Scenario {
             zones: Vec::new(),
             value: None,
             offload: None,
+            truth: None,
         };
         let mut streams: Vec<_> = Class::ALL.into_iter().map(raw).collect();
         let spec = AggregateSpec::new(&AggregateConfig { every_us: 1_000_000, reorder_max_us: None }, 1);
@@ -277,10 +282,13 @@ impl Scenario {
             offload: self.offload.map(|(mode, _)| OffloadPolicy {
                 task: "task".into(),
                 mode,
-                band: (0.0, 0.8),
+                // Confidences are 0.75.
+                band: (0.0, if self.audits { 0.5 } else { 0.8 }),
                 deadline_us: 300_000,
                 spacing_us: 0,
                 int16: true,
+                audit: if self.audits { 0.25 } else { 0.0 },
+                learn: None,
                 window,
             }),
             ..raw(Class::Critical)
