@@ -19,9 +19,9 @@ use weir_logic::congestion::{Controller, WINDOW_PACKETS_AT_FIRST};
 #[serde(rename_all = "kebab-case")]
 pub enum Congestion {
     /// Halves (nearly) on loss and fills queues; the best understood.
-    #[default]
     Cubic,
     /// Keeps what the path holds under way: measured rate times round trip, and 15 %.
+    #[default]
     Bdp,
     /// quinn's BBR, which it calls experimental: holds its rate under random loss, and fills queues.
     Bbr,
