@@ -453,3 +453,27 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn the_first_byte_after_an_outage_is_told_once_and_a_slow_second_is_no_outage() {
+    let mut health = uplink(false, 8_000_000);
+    health.connected(0);
+    let mut now_us = 0;
+    let mut second = |health: &mut UplinkHealth, bytes: u64| {
+        now_us += SECOND_US;
+        if bytes > 0 {
+            health.acked(now_us, bytes, now_us - 50_000);
+        }
+        let has_resumed = health.has_resumed();
+        health.tick(now_us, true);
+        has_resumed
+    };
+    for bytes in [1_000_000, 1_000_000, 1_000_000, 0, 1_000_000] {
+        assert!(!second(&mut health, bytes));
+    }
+    (0..30).for_each(|_| assert!(!second(&mut health, 0)));
+    assert!(health.estimate(36 * SECOND_US).goodput_bps < 1_000.0);
+    assert!(second(&mut health, 1_000));
+    assert!(!second(&mut health, 1_000_000), "it is counted");
+    assert!(health.estimate(37 * SECOND_US).goodput_bps > 4e6, "{}", health.estimate(37 * SECOND_US).goodput_bps);
+}
