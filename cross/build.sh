@@ -16,7 +16,7 @@ packages=()
 for crate in "$@"; do
     packages+=(-p "$crate")
 done
-# The box's binary must stay below 10 MB; the profile's "thin" is for everything else, and takes half as long.
+# The box's binary must stay below 10 MB; the profile's "thin" links faster and is for everything else.
 export CARGO_PROFILE_RELEASE_LTO=${CARGO_PROFILE_RELEASE_LTO:-fat}
 cargo build --release --locked --target "$TARGET" "${flags[@]}" "${packages[@]}"
 
