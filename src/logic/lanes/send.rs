@@ -226,7 +226,7 @@ impl Lanes {
     ///
     /// `ways` are the uplinks: `None` for one that is down, otherwise the bytes per class that it may have under way. Each
     /// lane takes the first uplink of its list in `plan` that is up and has room. What `plan` has no price for is sent as it
-    /// is; what it holds only if nothing else wants to be sent.
+    /// is; what it holds only if nothing else wants to be sent. What is on disk is read before there is room for it.
     pub fn outgoing(&mut self, now_us: u64, ways: &[Option<PerClass<u64>>], plan: &Plan) -> Option<Outgoing> {
         if plan.weighs {
             self.put_back(now_us, plan);

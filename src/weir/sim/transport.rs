@@ -220,6 +220,7 @@ impl Transport {
         [CONTROL, 0, 1].into_iter().chain(turns).find(|&at| self.streams[at].sent < self.streams[at].taken)
     }
 
+    /// The same, and the turn is taken.
     fn choose(&mut self) -> Option<usize> {
         let at = self.waiting()?;
         if (2..CONTROL).contains(&at) {
