@@ -150,13 +150,18 @@ fn pools(text: &mut MetricsText, status: &PoolsStatus) {
     let machines =
         status.machines.iter().map(|(address, &is_up)| ([("machine", address.as_str())], f64::from(u8::from(is_up))));
     text.gauges("weir_pool_machine_up", "1 for a machine with pools that is connected, 0 for one that is not.", machines);
-    let gauges: [PoolGauge; 4] = [
+    let gauges: [PoolGauge; 5] = [
         PoolGauge("weir_pool_queued_count", "Windows that wait.", |pool| pool.queued as f64),
         PoolGauge("weir_pool_running_count", "Windows that run.", |pool| pool.running as f64),
         PoolGauge("weir_pool_answer_p50_seconds", "Median time to an answer, of the last ones.", |pool| {
             pool.p50_us as f64 / 1e6
         }),
         PoolGauge("weir_pool_answer_p95_seconds", "95th percentile of the same.", |pool| pool.p95_us as f64 / 1e6),
+        PoolGauge(
+            "weir_pool_refusal_p95_seconds",
+            "95th percentile of a window's time in the pool until it is refused.",
+            |pool| pool.refused_p95_us as f64 / 1e6,
+        ),
     ];
     for PoolGauge(name, help, value) in gauges {
         text.gauges(name, help, status.pools.iter().map(|pool| ([("pool", pool.name.as_str())], value(pool))));

@@ -77,6 +77,8 @@ pub struct OnePoolStatus {
     pub p95_us: u64,
     /// How old these are in microseconds; `None` before the first answer.
     pub age_us: Option<u64>,
+    /// The 95th percentile of the time from a window's coming to its refusal of late, in microseconds.
+    pub refused_p95_us: u64,
     /// Windows that ran, by class.
     pub served: BTreeMap<&'static str, u64>,
     /// Windows refused, by reason and class.

@@ -42,6 +42,7 @@ pub(crate) fn one(pool: &PoolStatus) -> OnePoolStatus {
         p50_us: pool.load.p50_us,
         p95_us: pool.load.p95_us,
         age_us: pool.load.age_us,
+        refused_p95_us: pool.load.refused_p95_us,
         served: by_class(counters.served),
         refused: refused.into(),
         denied: pool.denied,

@@ -1,4 +1,4 @@
-//! How long the last answers took.
+//! How long the last answers took, or the last refusals.
 
 use std::collections::VecDeque;
 

@@ -8,6 +8,9 @@
 //! - A request of a higher class goes first, and a refused one never has a lower class waiting behind it.
 //! - Within a class gateways take turns: deficit round robin, whose quantum is one request because all windows of a pool
 //!   cost the same.
+//! - A gateway may have as many waiting as there are free places, and one in any case (dynamic thresholds, Choudhury and Hahne
+//!   1998): the fuller the room, the fewer of one gateway come in, so that few have to leave. What waits of a class below
+//!   makes way instead.
 //! - Without room a newcomer takes the place of the newest request of a lower class; else that of the newest of the gateway that
 //!   has most waiting in its class, if that has at least two more than its own; else it is refused.
 //! - What can by present speed not be answered by its deadline is refused when it comes, what has become too late when it does.
@@ -139,6 +142,9 @@ pub struct PoolLoad {
     pub p95_us: u64,
     /// How old the newest of these is in microseconds; `None` before the first.
     pub age_us: Option<u64>,
+    /// The 95th percentile of the time from a request's coming to its refusal, of the last ones, in microseconds: 0 says that
+    /// it is told at once.
+    pub refused_p95_us: u64,
 }
 
 #[derive(Debug, Clone)]
@@ -159,6 +165,8 @@ pub struct Pool {
     /// By worker: when what it runs came.
     running: Vec<Option<Vec<u64>>>,
     latencies: Latencies,
+    /// The same of refusals.
+    refusals: Latencies,
     /// Time in the model for each request, averaged; `None` before the first batch.
     row_us: Option<f64>,
     outputs: VecDeque<PoolOutput>,
@@ -181,6 +189,7 @@ impl Pool {
             came: BTreeSet::new(),
             running: vec![None; usize::from(limits.workers.max(1))],
             latencies: Latencies::default(),
+            refusals: Latencies::default(),
             row_us: None,
             outputs: VecDeque::new(),
             counters: PoolCounters::default(),
@@ -196,10 +205,12 @@ impl Pool {
     pub fn offer(&mut self, now_us: u64, request: PoolRequest) {
         self.counters.offered[request.class.index()] += 1;
         if now_us.saturating_add(self.wait_us(&request)) > request.deadline_us {
-            return self.refuse(request.id, request.class, RefusedReason::Late);
+            return self.refuse(now_us, now_us, request.id, request.class, RefusedReason::Late);
         }
-        if self.waiting.len() >= self.limits.queue_max.max(1) && !self.make_room(&request) {
-            return self.refuse(request.id, request.class, RefusedReason::Full);
+        let free = self.limits.queue_max.max(1).saturating_sub(self.waiting.len());
+        let has_room = if free == 0 { self.make_room(now_us, &request) } else { self.may_have_more(&request, free) };
+        if !has_room {
+            return self.refuse(now_us, now_us, request.id, request.class, RefusedReason::Full);
         }
         self.queues[request.class.index()].push(&request.gateway, request.id);
         self.deadlines.insert((request.deadline_us, request.id));
@@ -228,7 +239,7 @@ impl Pool {
     pub fn tick(&mut self, now_us: u64) {
         while let Some(&(_, id)) = self.deadlines.first().filter(|(deadline_us, _)| *deadline_us < now_us) {
             if let Some(expired) = self.take(id) {
-                self.refuse(id, expired.request.class, RefusedReason::Expired);
+                self.refuse(now_us, expired.came_us, id, expired.request.class, RefusedReason::Expired);
             }
         }
         self.dispatch(now_us);
@@ -251,6 +262,7 @@ impl Pool {
             p50_us,
             p95_us,
             age_us: self.latencies.newest_us().map(|newest_us| now_us.saturating_sub(newest_us)),
+            refused_p95_us: self.refusals.p50_p95_us().1,
         }
     }
 
@@ -269,29 +281,36 @@ impl Pool {
         ((turns as f64 + running as f64 / 2.0) * row_us / self.running.len() as f64 + row_us) as u64
     }
 
+    /// True if so many free places allow one more of the newcomer's gateway, or something less urgent waits.
+    fn may_have_more(&self, newcomer: &PoolRequest, free: usize) -> bool {
+        let (own, lower) = self.queues[newcomer.class.index()..].split_at(1);
+        own[0].len_of(&newcomer.gateway) < free || lower.iter().any(|queue| !queue.is_empty())
+    }
+
     /// Makes one that waits leave for a newcomer; false if none has to.
-    fn make_room(&mut self, newcomer: &PoolRequest) -> bool {
+    fn make_room(&mut self, now_us: u64, newcomer: &PoolRequest) -> bool {
         let lower = self.queues[newcomer.class.index() + 1..].iter().rev();
         if let Some(id) = lower.filter_map(ClassQueue::newest_of_longest).map(|(id, _)| id).next() {
-            return self.give_up(id, RefusedReason::Shed);
+            return self.give_up(now_us, id, RefusedReason::Shed);
         }
         let queue = &self.queues[newcomer.class.index()];
         let own = queue.len_of(&newcomer.gateway);
         match queue.newest_of_longest() {
-            Some((id, longest)) if longest >= own + 2 => self.give_up(id, RefusedReason::Unfair),
+            Some((id, longest)) if longest >= own + 2 => self.give_up(now_us, id, RefusedReason::Unfair),
             _ => false,
         }
     }
 
-    fn give_up(&mut self, id: u64, reason: RefusedReason) -> bool {
+    fn give_up(&mut self, now_us: u64, id: u64, reason: RefusedReason) -> bool {
         let given_up = self.take(id);
         if let Some(waiting) = &given_up {
-            self.refuse(id, waiting.request.class, reason);
+            self.refuse(now_us, waiting.came_us, id, waiting.request.class, reason);
         }
         given_up.is_some()
     }
 
-    fn refuse(&mut self, id: u64, class: Class, reason: RefusedReason) {
+    fn refuse(&mut self, now_us: u64, came_us: u64, id: u64, class: Class, reason: RefusedReason) {
+        self.refusals.add(now_us, now_us.saturating_sub(came_us));
         self.counters.refused[reason as usize][class.index()] += 1;
         let before = match reason {
             // A turn of each of its class, and all of the classes above.
