@@ -14,6 +14,7 @@ mod plan;
 mod pools;
 mod process;
 mod publisher;
+mod rows;
 mod site;
 mod size;
 mod windows;
@@ -42,6 +43,8 @@ enum Command {
     Graph(graph::Args),
     /// The plan of a large box: making it, and asking it about a record.
     Plan(plan::Args),
+    /// Windows a second and core through the whole of the box, beside a bare loop around the model.
+    Rows(rows::Args),
     /// A small model on the box, a large one in the cloud for what is in doubt: accuracy, share, bytes and time.
     Cascade(cascade::Args),
     /// A cloud that is killed, stalled, refusing or far away: what it costs the answers on the box.
@@ -58,6 +61,7 @@ fn main() -> anyhow::Result<()> {
         Command::Congestion(args) => congestion::run(&args),
         Command::Graph(args) => graph::run(&args),
         Command::Plan(args) => plan::run(&args),
+        Command::Rows(args) => rows::run(&args),
         Command::Cascade(args) => cascade::run(&args),
         Command::DeadCloud(args) => dead_cloud::run(&args),
         Command::Pools(args) => pools::run(&args),

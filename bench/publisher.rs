@@ -16,6 +16,8 @@ pub(crate) enum Payload {
     Json,
     /// 25 samples of 6 channels, packed `i16`.
     Packed,
+    /// 128 of them: a whole window of the reference models.
+    Window,
 }
 
 /// What one publisher is to do.
@@ -51,7 +53,7 @@ pub(crate) fn run(addr: SocketAddr, mut task: Task, start: Instant) -> anyhow::R
     connect(&mut stream, task.index)?;
     let topic = match task.payload {
         Payload::Json => format!("bench/p{}", task.index),
-        Payload::Packed => format!("motion/p{}", task.index),
+        Payload::Packed | Payload::Window => format!("motion/p{}", task.index),
     };
     let mut sent_at = vec![start; usize::from(u16::MAX) + 1];
     let mut ack_us = Histogram::new_with_bounds(1, 600_000_000, 3)?;
@@ -79,7 +81,8 @@ pub(crate) fn run(addr: SocketAddr, mut task: Task, start: Instant) -> anyhow::R
             noise ^= noise << 17;
             match task.payload {
                 Payload::Json => message(&mut out, &topic, packet_id, sent, noise),
-                Payload::Packed => packed(&mut out, &topic, packet_id, noise),
+                Payload::Packed => packed(&mut out, &topic, packet_id, noise, 25),
+                Payload::Window => packed(&mut out, &topic, packet_id, noise, 128),
             }
             sent += 1;
         }
@@ -146,12 +149,12 @@ fn message(out: &mut Vec<u8>, topic: &str, packet_id: u16, id: u64, noise: u64) 
     out.extend_from_slice(b"\"}");
 }
 
-/// Appends a PUBLISH with half a second of 6-axis motion.
-fn packed(out: &mut Vec<u8>, topic: &str, packet_id: u16, noise: u64) {
-    const VALUES: u64 = 25 * 6;
-    head(out, topic, packet_id, 2 * VALUES as usize);
-    for i in 0..VALUES {
-        let value = (noise.rotate_left(i as u32) % 2_000) as i16 - 1_000;
+/// Appends a PUBLISH with so many samples of 6-axis motion.
+fn packed(out: &mut Vec<u8>, topic: &str, packet_id: u16, noise: u64, samples: u32) {
+    let values = samples * 6;
+    head(out, topic, packet_id, 2 * values as usize);
+    for i in 0..values {
+        let value = (noise.rotate_left(i) % 2_000) as i16 - 1_000;
         out.extend_from_slice(&value.to_le_bytes());
     }
 }
