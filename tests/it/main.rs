@@ -8,6 +8,7 @@ mod broker;
 mod cascade;
 mod conservation;
 mod demo;
+mod emulate;
 mod failover;
 mod fallback;
 mod full_disk;
