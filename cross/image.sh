@@ -207,7 +207,9 @@ limit() {
 
 fetch_assets
 kernel=$(ls "$assets/lib/modules")
-cross/build.sh weir-edge weir-supervisor
+# One after the other, so that weir-edge is the one that cross/build.sh makes for itself.
+cross/build.sh weir-edge
+cross/build.sh weir-supervisor
 binaries=$target_dir/$TARGET/release
 version=$(git describe --always --dirty 2>/dev/null || echo unknown)
 # The time in the image is that of what it is made from.

@@ -28,10 +28,15 @@ answers() { exec 3<>/dev/tcp/127.0.0.1/9180 && printf 'GET /healthz HTTP/1.0\r\n
 
 # Without systemd the program is started as the unit says, by hand.
 begin() {
-    has_systemd || setpriv --reuid weir --regid weir --clear-groups /usr/bin/weir-edge run --config /etc/weir/edge.toml 2>/tmp/log &
+    ! has_systemd || return 0
+    setpriv --reuid weir --regid weir --clear-groups /usr/bin/weir-edge run --config /etc/weir/edge.toml 2>/tmp/log &
     program=$!
 }
-end() { has_systemd || { kill -TERM "$program" && wait "$program"; }; }
+end() {
+    ! has_systemd || return 0
+    kill -TERM "$program"
+    wait "$program" || fail "the program ends with status $?"
+}
 
 step "install"
 dpkg -i "weir-edge_0.1.0_$arch.deb" >/dev/null 2>&1 || dpkg -i "weir-edge_0.1.0_$arch.deb"
