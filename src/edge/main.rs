@@ -51,7 +51,7 @@ fn main() -> ExitCode {
     let config = match Config::load(&config) {
         Ok(config) => config,
         Err(errors) => {
-            eprint!("{errors}");
+            eprintln!("{errors}");
             return ExitCode::from(EXIT_USAGE);
         }
     };

@@ -44,8 +44,10 @@ pub fn init(filter: &str, format: LogFormat) -> Result<(), LogError> {
     let builder = fmt().with_env_filter(env_filter).with_writer(io::stderr);
     let outcome = match format {
         LogFormat::Text => {
+            // Source: no-color.org. A serial console is a terminal, but what listens to it is often a file.
+            let is_plain = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
             let is_terminal = io::IsTerminal::is_terminal(&io::stderr());
-            builder.with_ansi(is_terminal).finish().try_init()
+            builder.with_ansi(is_terminal && !is_plain).finish().try_init()
         }
         LogFormat::Json => builder.json().flatten_event(true).finish().try_init(),
     };

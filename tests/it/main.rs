@@ -8,6 +8,7 @@ mod broker;
 mod cascade;
 mod conservation;
 mod demo;
+mod emulate;
 mod failover;
 mod fallback;
 mod full_disk;
@@ -21,6 +22,7 @@ mod purity;
 mod readme;
 mod restarts;
 mod start;
+mod supervisor;
 mod thinning;
 mod undecodable;
 mod updates;
@@ -47,4 +49,12 @@ fn binaries() -> Binaries {
 fn tool() -> PathBuf {
     std::env::var_os("WEIR_BIN_DIR")
         .map_or_else(|| PathBuf::from(env!("CARGO_BIN_EXE_weir-under-test")), |dir| PathBuf::from(dir).join("weir"))
+}
+
+/// The supervisor under test.
+fn supervisor() -> PathBuf {
+    std::env::var_os("WEIR_BIN_DIR").map_or_else(
+        || PathBuf::from(env!("CARGO_BIN_EXE_weir-supervisor-under-test")),
+        |dir| PathBuf::from(dir).join("weir-supervisor"),
+    )
 }

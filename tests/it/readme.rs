@@ -16,7 +16,7 @@ const README: &str = include_str!("../../README.md");
 const LIMIT: Duration = Duration::from_secs(20);
 
 /// Commands of the README that other tests or the gate run, by how they begin.
-const RUN_ELSEWHERE: [&str; 15] = [
+const RUN_ELSEWHERE: [&str; 18] = [
     "cargo run --release -p weir -- demo",
     "cargo test --workspace",
     "cargo build --release -p weir -p weir-edge -p weir-cloud",
@@ -32,6 +32,10 @@ const RUN_ELSEWHERE: [&str; 15] = [
     "weir explain",
     "weir graph",
     "sqlite3",
+    // Each needs the one before it; cross/README.md says what they do, and how long it takes.
+    "cross/setup.sh image",
+    "cross/emulate.sh",
+    "cross/image.sh",
 ];
 
 /// The README's fenced blocks.

@@ -2,6 +2,7 @@
 
 pub mod broker;
 pub mod client;
+pub mod machine;
 pub mod netns;
 pub mod onnx;
 pub mod oracle;

@@ -24,6 +24,8 @@ pub struct Sensor {
     pub per_s: u32,
     /// Messages in all; it may be stopped earlier.
     pub count_max: u32,
+    /// Between two attempts to connect.
+    pub reconnect: Duration,
     /// The `n`-th message.
     pub script: Arc<dyn Fn(u32) -> Message + Send + Sync>,
 }
@@ -74,7 +76,7 @@ struct Shared {
 
 /// How long a sensor waits for PUBACKs before it looks around.
 const READ_LIMIT: Duration = Duration::from_millis(5);
-/// Between two attempts to connect.
+/// Between two attempts to connect, unless told otherwise.
 const RECONNECT: Duration = Duration::from_millis(20);
 
 impl Sensor {
@@ -86,6 +88,7 @@ impl Sensor {
             window: 20,
             per_s: 0,
             count_max: u32::MAX,
+            reconnect: RECONNECT,
             script: Arc::new(script),
         }
     }
@@ -195,14 +198,14 @@ impl State {
                 Ok(client) => self.connected(client)?,
                 // A box that is stopping says so; what is asked of the sensor is to come back.
                 Err(ConnectError::Refused(0x03 | 0x88 | 0x8b)) => {
-                    std::thread::sleep(RECONNECT);
+                    std::thread::sleep(self.sensor.reconnect);
                     return Ok(());
                 }
                 Err(ConnectError::Refused(code)) => {
                     return Err(io::Error::new(ErrorKind::InvalidData, format!("refused with code {code:#04x}")));
                 }
                 Err(ConnectError::Io(_)) => {
-                    std::thread::sleep(RECONNECT);
+                    std::thread::sleep(self.sensor.reconnect);
                     return Ok(());
                 }
             }

@@ -159,6 +159,11 @@ impl Site {
         self.addrs.mqtt
     }
 
+    /// Where the box's uplink begins: the near end of its link to the cloud.
+    pub fn uplink(&self) -> SocketAddr {
+        self.link.addr()
+    }
+
     /// Where the cloud takes boxes over TCP.
     pub fn cloud_tls(&self) -> SocketAddr {
         self.addrs.cloud_tls
