@@ -372,6 +372,12 @@ fn the_lines_of_the_readme_sign_push_promote_and_take_back_a_model() {
             Some("push") => {
                 drop(lab.updates("the shadow", |updates| updates["stage"] == "shadow" && updates["windows"].as_u64() > Some(0)))
             }
+            Some("diff") => {
+                assert!(
+                    said.contains("manifest: the same") && said.contains("recordings: both say the same of 54 of 54 windows"),
+                    "{said}"
+                );
+            }
             Some("list") => assert!(said.contains("version 2 is on trial: shadow"), "{said}"),
             Some("promote") => drop(lab.updates("the canary", |updates| updates["stage"] == "canary")),
             Some("rollback") => drop(lab.event("version 2 rolled-back: an operator took it back")),
