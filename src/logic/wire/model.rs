@@ -118,3 +118,25 @@ pub struct ModelRefusal {
 pub fn model_reason(reason: &str) -> &str {
     &reason[..reason.floor_char_boundary(REASON_LEN_MAX)]
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::{Body, CONTROL_LEN_MAX, encode_control};
+
+    fn encoded(body: Body) -> usize {
+        let mut bytes = Vec::new();
+        encode_control(body, &mut bytes);
+        bytes.len()
+    }
+
+    #[test]
+    fn the_longest_of_each_kind_fits_its_limit() {
+        let chunk = ModelChunk { offset: u64::MAX, data: Bytes::from(vec![7; CHUNK_LEN_MAX]) };
+        assert!(encoded(Body::ModelChunk(chunk)) <= ANSWER_LEN_MAX);
+        let long = model_reason(&"x".repeat(10_000)).to_owned();
+        let state = ModelState { task: long.clone(), reason: long, active: u64::MAX, tried: u64::MAX, ..ModelState::default() };
+        assert!(encoded(Body::ModelStates(ModelStates { tasks: vec![state; TASKS_MAX] })) <= CONTROL_LEN_MAX / 4);
+        assert_eq!(model_reason(&"ä".repeat(300)).len(), REASON_LEN_MAX, "no half character");
+    }
+}
