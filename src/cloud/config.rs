@@ -34,6 +34,8 @@ pub struct Config {
     pub limits: Limits,
     /// What gateways are offered.
     pub policies: Policies,
+    /// Models that gateways are offered.
+    pub models: Models,
     /// Larger models that gateways may ask.
     pub pool: Vec<Pool>,
     /// How those are run.
@@ -124,6 +126,18 @@ pub struct Policies {
     pub soak: Duration,
 }
 
+/// `[models]`
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Models {
+    /// Folder of `NAME.weir-model`, looked at every few seconds; `None` to offer none.
+    pub dir: Option<PathBuf>,
+    /// Part of the gateways that gets a new one first; one of them at least.
+    pub share: f64,
+    /// How long all of those must have kept it before the others get it.
+    pub soak: Duration,
+}
+
 /// `[admin]`
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -193,6 +207,12 @@ impl Default for Policies {
     }
 }
 
+impl Default for Models {
+    fn default() -> Self {
+        Models { dir: None, share: 0.05, soak: Duration::from_secs(600) }
+    }
+}
+
 impl Default for Admin {
     fn default() -> Self {
         Admin { http: Some(SocketAddr::from(([127, 0, 0, 1], 9180))), unix: None }
@@ -219,6 +239,7 @@ impl Config {
         let mut paths = vec![&mut self.tls.cert, &mut self.tls.key, &mut self.tls.ca, &mut self.store.path];
         paths.extend(self.gateways.enrolled_file.as_mut());
         paths.extend(self.policies.dir.as_mut());
+        paths.extend(self.models.dir.as_mut());
         paths.extend(self.pool.iter_mut().map(|pool| &mut pool.model));
         paths.extend(self.infer.library.as_mut());
         paths.extend(self.admin.unix.as_mut());
@@ -249,7 +270,7 @@ impl Config {
 /// Largest `limits.queue_bytes`: a semaphore takes 32 bits at a time.
 const QUEUE_BYTES_MAX: u64 = 1 << 30;
 
-/// Longest `policies.soak`.
+/// Longest `policies.soak` and `models.soak`.
 const SOAK_MAX: Duration = Duration::from_secs(7 * 86_400);
 
 fn check(config: &Config, checker: &mut Checker<'_>) {
@@ -282,13 +303,17 @@ fn check(config: &Config, checker: &mut Checker<'_>) {
         let message = format!("{places} lets nobody in");
         checker.mistake("limits.connections_max", message, format!("at least {places_min}; over TCP a box has two"));
     }
-    if !(0.0..=1.0).contains(&config.policies.share) {
-        let message = format!("{} is not within 0 to 1", config.policies.share);
-        checker.mistake("policies.share", message, "it is a part of the gateways; 0 is one of them, 1 is all at once");
-    }
-    if config.policies.soak > SOAK_MAX {
-        let message = format!("{} is longer than {SOAK_MAX}", config.policies.soak);
-        checker.mistake("policies.soak", message, "a restart of the cloud begins it anew");
+    let (policies, models) = (&config.policies, &config.models);
+    for (table, share, soak) in [("policies", policies.share, policies.soak), ("models", models.share, models.soak)] {
+        if !(0.0..=1.0).contains(&share) {
+            let message = format!("{share} is not within 0 to 1");
+            let hint = "it is a part of the gateways; 0 is one of them, 1 is all at once";
+            checker.mistake(&format!("{table}.share"), message, hint);
+        }
+        if soak > SOAK_MAX {
+            let message = format!("{soak} is longer than {SOAK_MAX}");
+            checker.mistake(&format!("{table}.soak"), message, "a restart of the cloud begins it anew");
+        }
     }
     pools::check(&config.pool, &config.infer, checker);
     pools::check_machines(&config.pool_machine, checker);
@@ -322,7 +347,7 @@ mod tests {
         let all: String = SHIPPED.lines().map(|line| line.strip_prefix("#= ").unwrap_or(line).to_owned() + "\n").collect();
         let config = Config::parse("cloud.toml", &all).expect("commented keys are right too");
         assert!(config.gateways.enrolled_file.is_some() && config.admin.unix.is_some() && config.listen.tls.is_some());
-        assert!(config.policies.dir.is_some() && config.infer.library.is_some());
+        assert!(config.policies.dir.is_some() && config.models.dir.is_some() && config.infer.library.is_some());
         // Each commented key of a pool is one, and those with a default show it.
         let [pool] = &config.pool[..] else { panic!("one pool: {:?}", config.pool) };
         let named = Pool { name: pool.name.clone(), task: pool.task.clone(), model: pool.model.clone(), ..Pool::default() };
@@ -351,6 +376,13 @@ mod tests {
         }
         let errors = Config::parse("x.toml", &text("tls = 'cloud:443'", 2)).expect_err("a name is no address");
         assert_eq!(errors.errors()[0].line, 2, "{errors}");
+    }
+
+    #[test]
+    fn models_are_spread_within_the_limits_of_policies() {
+        let errors = Config::parse("x.toml", "[models]\nshare = 1.5\nsoak = '8d'\n").expect_err("two mistakes");
+        let lines: Vec<_> = errors.errors().iter().map(|error| error.line).collect();
+        assert_eq!(lines, [2, 3], "{errors}");
     }
 
     #[test]

@@ -25,8 +25,10 @@ use weir_logic::pool::PoolsTold;
 use weir_logic::receive::{Alert, CloseCode, Counters, Input, Known, Now, Output, Receiver, SessionId};
 use weir_logic::wire::{AskedQuestion, Body, Hello, LaneStream};
 
+use crate::config::Limits;
 use crate::graph::{GlobalGraph, Shown};
 use crate::metrics::Metrics;
+use crate::models::{Models, Shelf};
 use crate::policies::{Directory, Policies};
 use crate::pools::{Door, PoolStatus};
 use crate::questions::Questions;
@@ -34,6 +36,7 @@ use crate::session::Transport;
 use crate::sink::{Job, Sink, SinkEvent, Work};
 use crate::status::{AlertStatus, GatewayStatus, LaneStatus, SessionStatus, SinkStatus, Status};
 
+mod models;
 mod policies;
 mod pools;
 
@@ -92,6 +95,7 @@ pub(crate) struct Links {
     pub(crate) inbox_rx: mpsc::Receiver<ToHub>,
     pub(crate) sink_rx: mpsc::UnboundedReceiver<SinkEvent>,
     pub(crate) directory_rx: watch::Receiver<Arc<Directory>>,
+    pub(crate) shelf_rx: watch::Receiver<Arc<Shelf>>,
     pub(crate) pools_rx: watch::Receiver<Arc<Vec<PoolStatus>>>,
     pub(crate) door: Arc<Door>,
     pub(crate) sink: Sink,
@@ -120,6 +124,7 @@ pub(crate) struct Hub {
     load_told: LoadTold,
     questions: Questions,
     policies: Policies,
+    models: Models,
 }
 
 struct Gateway {
@@ -139,7 +144,9 @@ struct Session {
 }
 
 impl Hub {
-    pub(crate) fn new(links: Links, graph: GlobalGraph, policies: Policies, credit_bytes: u64, gateways_cached: usize) -> Self {
+    pub(crate) fn new(links: Links, graph: GlobalGraph, offered: (Policies, Models), limits: &Limits) -> Self {
+        let (policies, models) = offered;
+        let (credit_bytes, gateways_cached) = (limits.credit_bytes.get(), limits.gateways_cached);
         Hub {
             links,
             gateways: BTreeMap::new(),
@@ -158,6 +165,7 @@ impl Hub {
             load_told: LoadTold::default(),
             questions: Questions::default(),
             policies,
+            models,
         }
     }
 
@@ -212,6 +220,11 @@ impl Hub {
                     self.policy_told(&gateway, state);
                 }
             }
+            ToHub::Control { session, body: Body::ModelStates(states) } => {
+                if let Some(gateway) = self.sessions.get(&session).map(|session| session.peer.gateway.clone()) {
+                    self.models_told(&gateway, states);
+                }
+            }
             ToHub::Control { session, body } => {
                 if let Some(gateway) = self.sessions.get(&session).map(|session| session.peer.gateway.clone()) {
                     self.feed(&gateway, Input::Control { session, body }, None);
@@ -227,6 +240,7 @@ impl Hub {
                 self.questions.session_ended(session);
                 if !self.sessions.values().any(|session| session.peer.gateway == gateway) {
                     self.policies.lost(&gateway);
+                    self.models.lost(&gateway);
                 }
                 self.feed(&gateway, Input::Closed { session }, None);
             }
@@ -416,6 +430,7 @@ impl Hub {
         match event {
             SinkEvent::Loaded { session, known } => self.loaded(session, known),
             SinkEvent::PolicyLoaded { version, record } => self.policy_loaded(version, record),
+            SinkEvent::ModelLoaded { key, record } => self.model_loaded(key, record),
             SinkEvent::Committed(committed) => {
                 for (gateway, ranges) in committed {
                     self.feed(&gateway, Input::Committed { ranges }, None);
@@ -463,6 +478,7 @@ impl Hub {
         self.advise();
         self.tell_all_pools();
         self.offer_policies();
+        self.offer_models();
         self.retire();
         self.publish();
         let transactions = self.links.metrics.sink_transactions.load(Relaxed);
@@ -498,6 +514,7 @@ impl Hub {
         let gateways_connected = sessions.len();
         let status_of = |(name, gateway): (&Arc<str>, &Gateway)| GatewayStatus {
             policy_version: self.policies.kept_by(name),
+            models: self.models.of(name),
             ..gateway.status(name, sessions.remove(&**name))
         };
         let gateways = self.gateways.iter().map(status_of).collect();
@@ -517,6 +534,7 @@ impl Hub {
             counters,
             graph: self.graph.status(),
             policies: self.policies.status(),
+            models: self.models.status(),
             pools: self.pools_status(),
         };
         self.links.status_tx.send_replace(Arc::new(status));
@@ -544,6 +562,7 @@ impl Gateway {
             lanes: Class::ALL.map(lane).to_vec(),
             missing: self.receiver.missing(),
             policy_version: None,
+            models: Vec::new(),
         }
     }
 }

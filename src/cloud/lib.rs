@@ -20,6 +20,7 @@ pub mod status;
 
 mod graph;
 mod hub;
+mod models;
 mod policies;
 mod pools;
 mod questions;
@@ -49,6 +50,7 @@ use crate::enrol::{EnrolError, Enrolled};
 use crate::graph::{GlobalGraph, Shown};
 use crate::hub::{Hub, Links, ToHub};
 use crate::metrics::Metrics;
+use crate::models::{Library, Models, Shelf};
 use crate::policies::{Directory, Policies};
 use crate::pools::{Pools, Target};
 use crate::schema::OpenError;
@@ -167,6 +169,7 @@ pub struct Cloud {
     places: Arc<Semaphore>,
     enrolment: (config::Gateways, watch::Sender<Enrolled>),
     directory: (Option<std::path::PathBuf>, watch::Sender<Arc<Directory>>),
+    shelf: (Option<std::path::PathBuf>, watch::Sender<Arc<Shelf>>),
     writers: (mpsc::Sender<()>, mpsc::Receiver<()>),
     sink_thread: JoinHandle<()>,
     status_rx: watch::Receiver<Arc<Status>>,
@@ -213,10 +216,12 @@ impl Cloud {
         let admin = Admin::start(sockets.admin, pages(metrics.clone(), &status_rx, asker))?;
         let notify = Arc::new(sockets.notify);
         let (directory_tx, directory_rx) = watch::channel(Arc::default());
+        let (shelf_tx, shelf_rx) = watch::channel(Arc::default());
         let links = Links {
             inbox_rx,
             sink_rx,
             directory_rx,
+            shelf_rx: shelf_rx.clone(),
             pools_rx: pools.shown_rx.clone(),
             door: pools.door.clone(),
             sink: sink.clone(),
@@ -224,16 +229,17 @@ impl Cloud {
             metrics: metrics.clone(),
             notify: notify.clone(),
         };
-        let policies = Policies::new(&config.policies);
-        let hub = Hub::new(links, graph, policies, config.limits.credit_bytes.get(), config.limits.gateways_cached);
+        let offered = (Policies::new(&config.policies), Models::new(&config.models));
+        let hub = Hub::new(links, graph, offered, &config.limits);
         let writers = mpsc::channel(1);
         let connection_bytes = config.limits.connection_bytes.get();
         let context = Arc::new(Context {
             hub_tx,
             enrolled_rx,
             sink,
-            metrics,
             door: pools.door.clone(),
+            library: Library { shelf_rx, metrics: metrics.clone() },
+            metrics,
             connection_bytes,
             writers: writers.0.downgrade(),
             sessions: AtomicU64::new(0),
@@ -249,6 +255,7 @@ impl Cloud {
             places: Arc::new(Semaphore::new(config.limits.connections_max)),
             enrolment: (config.gateways.clone(), enrolled_tx),
             directory: (config.policies.dir.clone(), directory_tx),
+            shelf: (config.models.dir.clone(), shelf_tx),
             writers,
             sink_thread,
             status_rx,
@@ -291,6 +298,7 @@ impl Cloud {
         let (gateways, enrolled_tx) = self.enrolment;
         tasks.spawn(enrol::watch_file(gateways, enrolled_tx, self.context.metrics.clone(), stopped.clone()));
         tasks.spawn(policies::watch(self.directory.0, self.directory.1, stopped.clone()));
+        tasks.spawn(models::watch(self.shelf.0, self.shelf.1, stopped.clone()));
         tasks.spawn(self.pools.run(stopped));
         tracing::info!(quic = ?self.endpoint.local_addr().ok(), tls = ?tls_addr, "ready");
         self.notify.ready();

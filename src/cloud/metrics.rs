@@ -8,7 +8,7 @@ use weir_host::admin::MetricsText;
 use weir_logic::ids::{Class, PerClass};
 use weir_logic::receive::Counters;
 
-use crate::status::{OnePoolStatus, PoliciesStatus, PoolsStatus, Status};
+use crate::status::{ModelOfferStatus, OnePoolStatus, PoliciesStatus, PoolsStatus, Status};
 
 /// What connections and the sink count.
 #[derive(Debug, Default)]
@@ -24,6 +24,9 @@ pub struct Metrics {
     pub(crate) questions_asked: AtomicU64,
     pub(crate) questions_refused: AtomicU64,
     pub(crate) questions_unanswered: AtomicU64,
+    pub(crate) model_chunks: AtomicU64,
+    pub(crate) model_bytes: AtomicU64,
+    pub(crate) model_refusals: AtomicU64,
     pub(crate) sink_transactions: AtomicU64,
     pub(crate) sink_rows: AtomicU64,
     pub(crate) sink_rows_refused: AtomicU64,
@@ -66,6 +69,7 @@ impl Metrics {
         text.counter("weir_graph_merges_total", "Parts, or changes of them, merged.", graph.merges);
         text.counter("weir_graph_refused_total", "Parts refused: garbage, too large, or too many.", graph.refused);
         policies(&mut text, &status.policies);
+        self.models(&mut text, status);
         pools(&mut text, &status.pools);
         text.finish()
     }
@@ -99,6 +103,39 @@ impl Metrics {
         text.counter("weir_ingest_enrolment_failures_total", "Times the enrolment file could not be used.", failures);
     }
 
+    fn models(&self, text: &mut MetricsText, status: &Status) {
+        for (name, help, value) in [
+            ("weir_model_chunks_total", "Parts of models that boxes fetched.", &self.model_chunks),
+            ("weir_model_bytes_total", "Bytes of them.", &self.model_bytes),
+            ("weir_model_refusals_total", "Requests for parts that are not here.", &self.model_refusals),
+        ] {
+            text.counter(name, help, value.load(Relaxed));
+        }
+        // Tasks and versions are those of the files in a folder of the operator's, at most 64.
+        let offers: Vec<(String, &ModelOfferStatus)> =
+            status.models.offers.iter().map(|offer| (offer.version.to_string(), offer)).collect();
+        let halted = offers.iter().map(|(version, offer)| {
+            ([("task", offer.task.as_str()), ("version", version.as_str())], f64::from(u8::from(offer.is_halted)))
+        });
+        text.gauges("weir_model_halted", "1 for a version that a gateway refused or took back.", halted);
+        let gateways = offers.iter().flat_map(|(version, offer)| {
+            let labels = |state| [("task", offer.task.as_str()), ("version", version.as_str()), ("state", state)];
+            offer.gateways.iter().map(move |(&state, &count)| (labels(state), count as f64))
+        });
+        text.gauges("weir_model_gateways_count", "Gateways by what became of a version there.", gateways);
+        let mut active: BTreeMap<(&str, String), f64> = BTreeMap::new();
+        for model in status.gateways.iter().flat_map(|gateway| &gateway.models) {
+            *active.entry((&model.task, model.active.to_string())).or_default() += 1.0;
+        }
+        let active = active.iter().take(ACTIVE_SHOWN_MAX);
+        let active = active.map(|((task, version), count)| ([("task", *task), ("version", version.as_str())], *count));
+        let help =
+            "Connected gateways by the version of their model that has proved itself; 0 for the file of their configuration.";
+        text.gauges("weir_model_active_gateways_count", help, active);
+        let problems = status.models.problems.len() as f64;
+        text.gauge("weir_model_problems_count", "Files of models that are not offered; see the status.", problems);
+    }
+
     fn sink(&self, text: &mut MetricsText, status: &Status) {
         text.gauge("weir_sink_queue_bytes", "Blocks waiting for the database.", status.sink.queue_bytes as f64);
         text.gauge("weir_sink_stalled", "1 while the database takes nothing.", f64::from(u8::from(status.sink.stalled)));
@@ -115,6 +152,9 @@ impl Metrics {
         text.counter("weir_sink_commit_milliseconds_total", "Time spent in committed transactions.", ms);
     }
 }
+
+/// Tasks and versions of models shown at most: boxes say what they are, and labels are to stay few.
+const ACTIVE_SHOWN_MAX: usize = 256;
 
 /// The highest version is what an operator waits for.
 fn policies(text: &mut MetricsText, status: &PoliciesStatus) {

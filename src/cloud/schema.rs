@@ -6,7 +6,7 @@
 //! ```text
 //! gateways 1--n epochs 1--n sample_rows | aggregate_rows | verdict_rows | window_rows     key: epoch_id, lane, seq
 //!    |              `---n coverage | void_rows | thinned_rows | missing_rows             key: epoch_id, lane, first
-//!    `----n sources (stream, device), policy_rows          alerts, quarantine, policies
+//!    `----n sources (stream, device), policy_rows          alerts, quarantine, policies, models
 //! ```
 //!
 //! `coverage` is the high-water mark: what is in it has been stored or voided, in the same transaction as the data, and is
@@ -251,6 +251,12 @@ CREATE TABLE IF NOT EXISTS policies (
 CREATE TABLE IF NOT EXISTS policy_rows (
     version INTEGER NOT NULL, gateway_id INTEGER NOT NULL, state TEXT NOT NULL, reason TEXT NOT NULL, at_us INTEGER NOT NULL,
     PRIMARY KEY (version, gateway_id)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS models (
+    task TEXT NOT NULL, version INTEGER NOT NULL, file TEXT NOT NULL, sha256 BLOB NOT NULL, first_seen_us INTEGER NOT NULL,
+    PRIMARY KEY (task, version)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS model_rows (
+    task TEXT NOT NULL, version INTEGER NOT NULL, gateway_id INTEGER NOT NULL, state TEXT NOT NULL, reason TEXT NOT NULL,
+    at_us INTEGER NOT NULL, PRIMARY KEY (task, version, gateway_id)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS alerts (
     id INTEGER PRIMARY KEY, at_us INTEGER NOT NULL, gateway TEXT NOT NULL, kind TEXT NOT NULL, text TEXT NOT NULL);
 ";
@@ -298,6 +304,10 @@ CREATE VIEW IF NOT EXISTS thinned AS
 CREATE VIEW IF NOT EXISTS policy_states AS
     SELECT r.version, g.name AS gateway, r.state, r.reason, strftime('%Y-%m-%dT%H:%M:%fZ', r.at_us / 1e6, 'unixepoch') AS time
     FROM policy_rows r JOIN gateways g ON g.id = r.gateway_id;
+CREATE VIEW IF NOT EXISTS model_states AS
+    SELECT r.task, r.version, g.name AS gateway, r.state, r.reason,
+        strftime('%Y-%m-%dT%H:%M:%fZ', r.at_us / 1e6, 'unixepoch') AS time
+    FROM model_rows r JOIN gateways g ON g.id = r.gateway_id;
 CREATE VIEW IF NOT EXISTS missing AS
     SELECT g.name AS gateway, e.epoch,
         CASE r.lane WHEN 0 THEN 'critical' WHEN 1 THEN 'high' WHEN 2 THEN 'normal' ELSE 'bulk' END AS lane,

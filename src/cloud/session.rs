@@ -23,6 +23,7 @@ use weir_logic::wire::{self, FrameError, LaneStream};
 use crate::enrol::Enrolled;
 use crate::hub::ToHub;
 use crate::metrics::Metrics;
+use crate::models::Library;
 use crate::pools::Door;
 use crate::sink::Sink;
 
@@ -39,6 +40,8 @@ pub(crate) struct Context {
     pub(crate) sink: Sink,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) door: Arc<Door>,
+    /// Packages of models, for those who ask for parts of them.
+    pub(crate) library: Library,
     pub(crate) connection_bytes: u64,
     /// What each writer holds until it has written all; gone when the cloud shuts down.
     pub(crate) writers: mpsc::WeakSender<()>,

@@ -30,6 +30,7 @@ use weir_logic::rollout::OfferState;
 use weir_logic::store::SeqRange;
 
 use crate::metrics::Metrics;
+use crate::models::ModelKey;
 use crate::policies::PolicyRecord;
 use crate::schema::{Database, Layout, OpenError};
 use write::{Batch, Writer};
@@ -92,6 +93,28 @@ pub enum Work {
         /// Why.
         reason: String,
     },
+    /// A version of a model, of no gateway: what may not change any more.
+    ModelFound {
+        /// The task that it answers.
+        task: String,
+        /// The version.
+        version: u64,
+        /// Its file.
+        file: String,
+        /// SHA-256 of its package.
+        sha256: Vec<u8>,
+    },
+    /// What became of a model.
+    ModelState {
+        /// The task that it answers.
+        task: String,
+        /// The version.
+        version: u64,
+        /// What.
+        state: OfferState,
+        /// Why.
+        reason: String,
+    },
 }
 
 /// What the sink reports, in the order in which it happened.
@@ -108,6 +131,13 @@ pub enum SinkEvent {
     PolicyLoaded {
         /// The version.
         version: u64,
+        /// What is on record, or why it cannot be read.
+        record: Result<PolicyRecord, String>,
+    },
+    /// The answer to [`Sink::load_model`].
+    ModelLoaded {
+        /// Task and version.
+        key: ModelKey,
         /// What is on record, or why it cannot be read.
         record: Result<PolicyRecord, String>,
     },
@@ -141,6 +171,7 @@ enum Message {
     Job(Job),
     Load { gateway: Arc<str>, epochs: Vec<Epoch>, session: SessionId },
     LoadPolicy { version: u64 },
+    LoadModel { key: ModelKey },
     Finish,
 }
 
@@ -205,6 +236,11 @@ impl Sink {
     /// Asks what is on record of a version of a policy; the answer is [`SinkEvent::PolicyLoaded`].
     pub fn load_policy(&self, version: u64) {
         let _ = self.messages_tx.send(Message::LoadPolicy { version });
+    }
+
+    /// Asks what is on record of a version of a model; the answer is [`SinkEvent::ModelLoaded`].
+    pub fn load_model(&self, task: String, version: u64) {
+        let _ = self.messages_tx.send(Message::LoadModel { key: (task, version) });
     }
 
     /// Commits what waits and ends the thread; at once if the database is stalled.
@@ -296,6 +332,10 @@ impl Worker {
             Message::LoadPolicy { version } => {
                 let record = load::policy(connection, version).map_err(|err| err.to_string());
                 let _ = self.events_tx.send(SinkEvent::PolicyLoaded { version, record });
+            }
+            Message::LoadModel { key } => {
+                let record = load::model(connection, &key).map_err(|err| err.to_string());
+                let _ = self.events_tx.send(SinkEvent::ModelLoaded { key, record });
             }
             Message::Load { gateway, epochs, session } => {
                 let known = load::known(connection, &gateway, &epochs).map_err(|err| err.to_string());

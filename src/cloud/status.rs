@@ -29,6 +29,8 @@ pub struct Status {
     pub graph: GraphStatus,
     /// Policies that gateways are offered.
     pub policies: PoliciesStatus,
+    /// Models that gateways are offered.
+    pub models: ModelsStatus,
     /// Larger models that gateways ask.
     pub pools: PoolsStatus,
     /// Sums over all gateways since the start.
@@ -119,12 +121,57 @@ pub struct PolicyStatus {
     pub troubles: Vec<PolicyTroubleStatus>,
 }
 
-/// A gateway that did not keep a policy.
+/// Models that gateways are offered.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct ModelsStatus {
+    /// Those in the directory, by task, the highest version first.
+    pub offers: Vec<ModelOfferStatus>,
+    /// Files that are not offered, and why.
+    pub problems: Vec<String>,
+}
+
+/// One version of a task's model.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct ModelOfferStatus {
+    /// The task that it answers.
+    pub task: String,
+    /// The version.
+    pub version: u64,
+    /// Its file.
+    pub file: String,
+    /// Who gets it now: `share`, `all` or `halted`; `unknown` until it is known what is on record of it.
+    pub stage: &'static str,
+    /// True if a gateway refused it or took it back, so that no other is offered it.
+    pub is_halted: bool,
+    /// Gateways by what became of it there; `trial` is from its offer on.
+    pub gateways: BTreeMap<&'static str, u64>,
+    /// The first of those that did not keep it, and of those that have tried a higher one (`passed-over`).
+    pub troubles: Vec<PolicyTroubleStatus>,
+}
+
+/// What a gateway says of the models of a task.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct GatewayModelStatus {
+    /// The task.
+    pub task: String,
+    /// Version that answers and has proved itself; 0 for the file of its configuration.
+    pub active: u64,
+    /// The version that the rest is said of.
+    pub version: u64,
+    /// `trial`, `kept`, `refused` or `rolled-back`.
+    pub state: &'static str,
+    /// How far it has come: `waiting`, `fetching`, `fetched`, or a stage of its trial.
+    pub stage: String,
+    /// Why.
+    pub reason: String,
+}
+
+/// A gateway that did not keep a policy, or a model.
 #[derive(Debug, Clone, Default, Serialize)]
 pub struct PolicyTroubleStatus {
     /// Its name.
     pub gateway: String,
-    /// `refused`, `rolled-back` or `no-key`.
+    /// `refused`, `rolled-back` or `no-key`; of a model also `passed-over`.
     pub state: &'static str,
     /// Why, in its words.
     pub reason: String,
@@ -203,6 +250,8 @@ pub struct GatewayStatus {
     pub missing: u64,
     /// Version of the policy that it keeps, 0 for its own configuration; `None` while it is away, or if it knows no policies.
     pub policy_version: Option<u64>,
+    /// Its models, by task; empty while it is away, or if it takes none.
+    pub models: Vec<GatewayModelStatus>,
 }
 
 /// One connection; over TCP it is two.
@@ -238,7 +287,7 @@ pub struct AlertStatus {
     pub at_us: u64,
     /// Whose; empty if it concerns all.
     pub gateway: String,
-    /// `missing`, `cloned`, `quarantine`, `store` or `policy`.
+    /// `missing`, `cloned`, `quarantine`, `store`, `policy` or `model`.
     pub kind: &'static str,
     /// In words.
     pub text: String,

@@ -29,6 +29,7 @@ use weir_logic::gateway::{Gateway, Question, Start};
 use weir_logic::ids::Epoch;
 use weir_logic::ingest::RouteError;
 use weir_logic::lanes::Found;
+use weir_logic::models::FetchStart;
 use weir_logic::mqtt::{Secret, UserIndex};
 use weir_logic::wire;
 
@@ -37,7 +38,7 @@ use crate::shell::auth::Users;
 use crate::shell::broker::BrokerTarget;
 use crate::shell::interface::Interfaces;
 use crate::shell::listen::{HANDSHAKES_MAX, ListenCounters, Listener};
-use crate::shell::models::{ModelDesk, start_models};
+use crate::shell::models::{Fetcher, ModelDesk, start_models};
 use crate::shell::policies::Desk;
 use crate::shell::uplink::{TcpWay, Transport, UplinkTarget};
 use crate::shell::{Driver, DriverParts, UplinkHandle, moment};
@@ -155,6 +156,8 @@ const MESSAGES_LEN: usize = 64;
 const UPLINK_EVENTS_LEN: usize = 64;
 const STORE_LEN: usize = 16;
 const INFER_LEN: usize = 16;
+/// How long a stop waits for a model after its windows were waited for.
+const MODEL_STOP_LIMIT: std::time::Duration = std::time::Duration::from_secs(1);
 
 impl Edge {
     /// Opens the buffer, loads models and certificates, and wires everything. Must be called within a tokio runtime.
@@ -202,6 +205,10 @@ impl Edge {
             .map_err(|source| StartError::System { what: "a thread", source })?;
         let mut policy = config.policy(&infos)?;
         policy.brokers = config.broker_policies(&base_status.gateway, &broker_passwords(config)?);
+        // Without a desk nobody would take what was fetched.
+        let key = config.infer.updates.key.as_ref().filter(|_| model_desk.is_some());
+        let (fetcher, spent) = key.map(|key| Fetcher::open(data_dir, key, &base_status.gateway)).unzip();
+        let rules = config.infer.updates.fetch_rules().filter(|_| fetcher.is_some());
         let (desk, policy, offers) = Desk::open(config, &infos, &base_status.gateway, policy);
         let found =
             Found { held: &opened.held, voids: &opened.voids, damaged: &opened.damaged, packet_ids: &opened.packet_ids };
@@ -215,6 +222,7 @@ impl Edge {
             found,
             budgets: &budgets,
             policy: offers,
+            models: FetchStart { rules, spent: spent.unwrap_or_default() },
         };
         let gateway = Gateway::new(now, policy, &start)?;
         base_status.epoch = format!("{:016x}", epoch.0);
@@ -227,7 +235,9 @@ impl Edge {
             desk.spawn(messages_tx.downgrade()).map_err(|source| StartError::System { what: "a thread", source })?;
         let model_desk = model_desk.map(ModelDesk::spawn).transpose();
         let (desk_tx, model_thread) = model_desk.map_err(|source| StartError::System { what: "a thread", source })?.unzip();
-        let desk_threads = std::iter::once(desk_thread).chain(model_thread).collect();
+        let fetcher = fetcher.map(|fetcher| fetcher.spawn(messages_tx.downgrade())).transpose();
+        let (fetches_tx, fetch_thread) = fetcher.map_err(|source| StartError::System { what: "a thread", source })?.unzip();
+        let desk_threads = std::iter::once(desk_thread).chain(model_thread).chain(fetch_thread).collect();
         let listen_counters = Arc::new(ListenCounters::default());
         let listeners = listeners(config, sockets.mqtt, &listen_counters)?;
         let brokers = brokers(config)?;
@@ -249,8 +259,10 @@ impl Edge {
             policies_tx,
             brokers,
             models,
+            hang_us: config.infer.hang_timeout.as_micros(),
             infer_rx,
             desk_tx,
+            fetches_tx,
             uplinks,
             status_tx,
             base_status,
@@ -282,7 +294,10 @@ impl Edge {
         }
         let end = move || {
             for model in models {
-                model.stop();
+                let name = model.manifest().name.clone();
+                if !model.stop_within(MODEL_STOP_LIMIT) {
+                    tracing::warn!(model = name, "model is still at a batch; it is not waited for");
+                }
             }
             drop(admin);
             for desk_thread in desk_threads {

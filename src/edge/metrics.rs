@@ -279,6 +279,19 @@ fn updates(status: &Status, out: &mut MetricsText) {
         update.changes.iter().map(move |(change, &count)| (labels(change.as_str()), count))
     });
     out.counters("weir_models_changes_total", "What became of models that came to the box.", changes);
+    let fetch = &status.fetch;
+    let offers = [("offered", fetch.offered), ("refused", fetch.refused), ("fetched", fetch.packages)];
+    let offers = offers.map(|(state, count)| ([("state", state)], count));
+    out.counters("weir_models_offers_total", "Models that the cloud offered, refused here, and fetched.", offers);
+    out.counter("weir_models_fetched_bytes_total", "Bytes of models that came from the cloud.", fetch.bytes);
+    out.counter("weir_models_chunks_total", "Parts of models that came from the cloud.", fetch.chunks);
+    out.counter("weir_models_chunk_failures_total", "Requests for parts that brought none.", fetch.failures);
+    for (name, help, (used, limit)) in [
+        ("weir_models_day_bytes", "Bytes that models took of the present day's budget, and that.", fetch.day_bytes),
+        ("weir_models_month_bytes", "The same of 30 days.", fetch.month_bytes),
+    ] {
+        out.gauges(name, help, [("used", used), ("limit", limit)].map(|(what, bytes)| ([("what", what)], bytes as f64)));
+    }
 }
 
 fn audits(status: &Status, out: &mut MetricsText) {
@@ -346,4 +359,7 @@ fn models(status: &Status, out: &mut MetricsText) {
     for Each(name, help, value) in counters {
         out.counters(name, help, status.models.iter().map(|model| ([("model", model.name.as_str())], value(model))));
     }
+    let given_up = status.models.iter().map(|m| ([("model", m.name.as_str())], f64::from(u8::from(m.given_up))));
+    out.gauges("weir_infer_given_up", "1 for a model that hangs and was given up; its windows have no verdicts.", given_up);
+    out.counter("weir_infer_given_up_total", "Models that hung and were given up.", status.models_given_up);
 }

@@ -18,13 +18,16 @@ use weir_logic::rollout::OfferState;
 use crate::shell::listen::ListenCounters;
 
 mod audit;
+mod fetch;
 mod offload;
 mod updates;
 
 pub use audit::{AuditLimits, AuditStatus, CheckedStatus};
+pub use fetch::{FetchStatus, OfferStatus};
 pub use offload::{OffloadStatus, PoolStatus};
 pub use updates::UpdateStatus;
 
+use fetch::fetch;
 use offload::offload;
 
 /// The state of a box at one moment.
@@ -82,9 +85,15 @@ pub struct Status {
     /// Tasks whose models may be replaced while the box runs.
     #[serde(default)]
     pub updates: Vec<UpdateStatus>,
+    /// Models that the cloud offers.
+    #[serde(default)]
+    pub fetch: FetchStatus,
     /// Batches that a model on trial was not shown, because it had not finished those before.
     #[serde(default)]
     pub windows_unshown: u64,
+    /// Models that gave no answer and were given up, since start; the thread of each is left alone.
+    #[serde(default)]
+    pub models_given_up: u64,
     /// True if models have taken the box down too often, and it runs without them.
     #[serde(default)]
     pub models_forbidden: bool,
@@ -403,6 +412,9 @@ pub struct ModelStatus {
     pub queued: u64,
     /// Windows scored.
     pub rows: u64,
+    /// True if it gave no answer and was given up: its windows go on without verdicts.
+    #[serde(default)]
+    pub given_up: bool,
     /// Windows that failed.
     pub errors: u64,
     /// Windows, of those, with a value that is not finite: the model has not seen them.
@@ -493,6 +505,7 @@ impl Status {
                 .map(|(index, base)| uplink(now_us, gateway, index, base, &paths[index]))
                 .collect(),
             models: models.iter().map(model).collect(),
+            fetch: fetch(gateway),
             offload: offload(now_us, gateway),
             audits,
             audit_limits,
@@ -788,6 +801,7 @@ fn model((name, stats): &(String, Stats)) -> ModelStatus {
         name: name.clone(),
         queued: stats.queued,
         rows: stats.rows,
+        given_up: stats.given_up,
         errors: stats.errors,
         non_finite: stats.non_finite,
         state_devices: stats.state.devices,

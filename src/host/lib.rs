@@ -4,7 +4,7 @@
 //! - [`clock`]: monotonic service time carried over boots, and a wall clock that says whether to trust it.
 //! - [`tls`], [`quic`], [`tcp`], [`proxy`]: certificates and the identity in them; endpoints with limits for small boxes; what
 //!   is to stand in for QUIC where it does not pass.
-//! - [`policy`], [`sign`]: the head of a policy, its signature, and the keys for that.
+//! - [`policy`], [`package`], [`sign`]: the head of a policy, models on their way, signatures of both, and the keys for that.
 //! - [`admin`]: health, metrics and status over loopback HTTP and a unix socket, on their own thread.
 //! - [`log`], [`shutdown`], [`notify`]: what a service owes its operator and its supervisor.
 
@@ -13,6 +13,7 @@ pub mod clock;
 pub mod config;
 pub mod log;
 pub mod notify;
+pub mod package;
 pub mod percent;
 pub mod policy;
 pub mod proxy;

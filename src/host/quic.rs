@@ -134,14 +134,14 @@ impl Transport {
 
     /// For an ingest node: a window that carries 80 Mbit/s over 100 ms; the box keeps the connection alive.
     ///
-    /// Streams: two for each of four lanes, control, and some requests at a time.
+    /// Streams: two for each of four lanes, control, and some requests at a time, one of them for a part of a model.
     pub fn cloud() -> Self {
         Self {
             stream_window_bytes: 1 << 20,
             receive_window_bytes: 4 << 20,
             send_window_bytes: 256 << 10,
             peer_uni_streams: 8,
-            peer_bi_streams: 17,
+            peer_bi_streams: 18,
             keep_alive: None,
             ..Self::edge()
         }

@@ -3,13 +3,16 @@
 //! Requests wait in a bounded queue. The thread takes what has queued up, at most one batch, runs it, and hands all
 //! outcomes to a callback at once; it never waits for a batch to fill. Under load batches grow by themselves: on the
 //! reference models a row in a batch of 32 costs half to a tenth of one alone.
+//!
+//! A model may never come back from a batch, and a thread cannot be ended from outside. So what is queued and what is under way
+//! can be taken back at any time ([`Worker::give_up`]); the thread is then left alone, and ends by itself if its model ever does.
 
 use std::fmt;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::engine::RunError;
 use crate::manifest::Manifest;
@@ -55,7 +58,7 @@ pub struct Refused {
 pub enum RefusedReason {
     /// The queue is full: the model is slower than the windows come.
     Full,
-    /// The worker's thread has ended.
+    /// The worker's thread has ended, or was given up.
     Stopped,
 }
 
@@ -91,6 +94,8 @@ pub struct Stats {
     pub batch_us_max: u64,
     /// State of a recurrent model.
     pub state: StateCounts,
+    /// True if it was given up because it hangs.
+    pub given_up: bool,
 }
 
 /// A model on a thread of its own. Dropping it lets what is queued finish, unwatched; [`Worker::stop`] waits.
@@ -98,7 +103,17 @@ pub struct Worker {
     requests: SyncSender<Request>,
     thread: JoinHandle<()>,
     counters: Arc<Counters>,
+    shared: Arc<Shared>,
+    is_given_up: bool,
     manifest: Manifest,
+}
+
+/// What the worker's thread and its owner both hold.
+struct Shared {
+    /// Held by the thread while it waits for a request, and never while a model runs; `None` once nobody takes any.
+    queue: Mutex<Option<Receiver<Request>>>,
+    /// What the model runs on now. Who takes it answers it: the thread when the model is done, or the owner before.
+    under_way: Mutex<Option<Arc<Vec<Request>>>>,
 }
 
 impl Worker {
@@ -109,15 +124,16 @@ impl Worker {
     /// The system's, if it gives no thread.
     pub fn start(mut model: Model, options: WorkerOptions, sink: Box<dyn FnMut(Vec<Outcome>) + Send>) -> std::io::Result<Self> {
         let (requests, queue) = sync_channel(options.queue_rows_limit.max(1));
+        let shared = Arc::new(Shared { queue: Mutex::new(Some(queue)), under_way: Mutex::new(None) });
         let counters = Arc::new(Counters::default());
         let manifest = model.manifest().clone();
         let home = model.home();
         model.limit_devices(options.state_devices_limit);
-        let mut service = Service { model, queue, sink, counters: Arc::clone(&counters) };
+        let mut service = Service { model, sink, counters: Arc::clone(&counters), shared: Arc::clone(&shared) };
         let batch_rows_limit = options.batch_rows_limit.max(1);
         let name = format!("infer-{}", manifest.name);
         let thread = std::thread::Builder::new().name(name).spawn(move || home.run(|| service.serve(batch_rows_limit)))?;
-        Ok(Self { requests, thread, counters, manifest })
+        Ok(Self { requests, thread, counters, shared, is_given_up: false, manifest })
     }
 
     /// Queues a window without blocking.
@@ -125,6 +141,9 @@ impl Worker {
     /// # Errors
     /// The request itself, if the queue is full (counted) or the thread has ended.
     pub fn try_submit(&self, request: Request) -> Result<(), Refused> {
+        if self.is_given_up {
+            return Err(Refused { request, reason: RefusedReason::Stopped });
+        }
         self.counters.queued.fetch_add(1, Ordering::Relaxed);
         self.requests.try_send(request).map_err(|error| {
             self.counters.queued.fetch_sub(1, Ordering::Relaxed);
@@ -145,7 +164,45 @@ impl Worker {
 
     /// The counters now.
     pub fn stats(&self) -> Stats {
-        self.counters.read()
+        Stats { given_up: self.is_given_up, ..self.counters.read() }
+    }
+
+    /// The number of the batch that the model runs on now, from 1 on; `None` while it runs on none.
+    ///
+    /// The same number for longer than any batch may take is a model that hangs.
+    pub fn under_way(&self) -> Option<u64> {
+        let begun = self.counters.begun.load(Ordering::Relaxed);
+        (begun > self.counters.batches.load(Ordering::Relaxed)).then_some(begun)
+    }
+
+    /// Takes back what is under way and what is queued, in order, and leaves the thread alone; it has the lowest priority from then
+    /// on. Nothing more is taken. `None` if the model has come back meanwhile, and all goes on.
+    pub fn give_up(&mut self) -> Option<Vec<Request>> {
+        let batch = lock(&self.shared.under_way).take()?;
+        self.is_given_up = true;
+        self.counters.slow_down();
+        let mut requests = batch.to_vec();
+        requests.extend(lock(&self.shared.queue).take().iter().flat_map(Receiver::try_iter));
+        self.counters.queued.store(0, Ordering::Relaxed);
+        Some(requests)
+    }
+
+    /// True once it was given up.
+    pub fn is_given_up(&self) -> bool {
+        self.is_given_up
+    }
+
+    /// As [`Worker::stop`], but waits no longer than `limit`: false if the thread is still at work then, and left alone.
+    pub fn stop_within(self, limit: Duration) -> bool {
+        drop(self.requests);
+        let deadline = Instant::now() + if self.is_given_up { Duration::ZERO } else { limit };
+        while !self.thread.is_finished() {
+            if Instant::now() >= deadline {
+                return false;
+            }
+            std::thread::sleep(STOP_POLL);
+        }
+        true
     }
 
     /// Lets what is queued finish, ends the thread, and returns the last counters. Must not be called from the sink, nor
@@ -182,38 +239,77 @@ impl fmt::Display for RefusedReason {
 
 struct Service {
     model: Model,
-    queue: Receiver<Request>,
     sink: Box<dyn FnMut(Vec<Outcome>) + Send>,
     counters: Arc<Counters>,
+    shared: Arc<Shared>,
 }
 
 impl Service {
     fn serve(&mut self, batch_rows_limit: usize) {
-        while let Ok(first) = self.queue.recv() {
-            let mut batch = vec![first];
-            batch.extend(self.queue.try_iter().take(batch_rows_limit - 1));
+        self.counters.thread_id.store(thread_id(), Ordering::Relaxed);
+        while let Some(batch) = self.batch(batch_rows_limit) {
             self.counters.queued.fetch_sub(batch.len() as u64, Ordering::Relaxed);
-            let outcomes = self.score(batch);
+            let Some(outcomes) = self.score(batch) else { return };
             (self.sink)(outcomes);
         }
     }
 
-    fn score(&mut self, batch: Vec<Request>) -> Vec<Outcome> {
+    /// What has queued up, at most one batch; `None` at the end.
+    fn batch(&self, batch_rows_limit: usize) -> Option<Vec<Request>> {
+        let queue = lock(&self.shared.queue);
+        let queue = queue.as_ref()?;
+        let mut batch = vec![queue.recv().ok()?];
+        batch.extend(queue.try_iter().take(batch_rows_limit - 1));
+        Some(batch)
+    }
+
+    /// What the model says; `None` if the batch was taken back meanwhile.
+    fn score(&mut self, batch: Vec<Request>) -> Option<Vec<Outcome>> {
         let start = Instant::now();
+        let batch = Arc::new(batch);
+        *lock(&self.shared.under_way) = Some(Arc::clone(&batch));
+        self.counters.begun.fetch_add(1, Ordering::Relaxed);
         let rows: Vec<Row<'_>> = batch.iter().map(|request| Row { window: &request.window, origin: request.origin }).collect();
         let results = self.model.score_rows(&rows);
+        drop(rows);
+        drop(lock(&self.shared.under_way).take()?);
         self.counters.batch(&results, start.elapsed().as_micros() as u64);
         self.counters.state(&self.model.state_counts());
         let outcome = |(request, result): (Request, _)| {
             let Request { id, window, origin } = request;
             Outcome { id, window, origin, result }
         };
-        batch.into_iter().zip(results).map(outcome).collect()
+        Some(Arc::unwrap_or_clone(batch).into_iter().zip(results).map(outcome).collect())
     }
 }
 
+impl Drop for Service {
+    /// Whoever submits is told, also after a panic of the sink.
+    fn drop(&mut self) {
+        *lock(&self.shared.queue) = None;
+    }
+}
+
+/// A panic elsewhere leaves nothing half done in what these hold.
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The system's number of this thread; 0 where it has none.
+fn thread_id() -> i32 {
+    rustix::thread::gettid().as_raw_nonzero().get()
+}
+
+/// How often a thread that is to end is looked at.
+const STOP_POLL: Duration = Duration::from_millis(5);
+/// The lowest priority. Source: setpriority(2).
+const NICE_MAX: i32 = 19;
+
 #[derive(Debug, Default)]
 struct Counters {
+    /// Batches that the model was given.
+    begun: AtomicU64,
+    thread_id: AtomicI32,
     queued: AtomicU64,
     rows: AtomicU64,
     errors: AtomicU64,
@@ -239,6 +335,13 @@ impl Counters {
         self.batch_us_max.fetch_max(us, Ordering::Relaxed);
     }
 
+    /// Lets all other threads of the machine go before the worker's, which may spin for ever.
+    fn slow_down(&self) {
+        let thread = rustix::process::Pid::from_raw(self.thread_id.load(Ordering::Relaxed));
+        // If the system refuses, it costs a core's time, and no more can be done.
+        let _ = thread.map(|thread| rustix::process::setpriority_process(Some(thread), NICE_MAX));
+    }
+
     fn state(&self, counts: &StateCounts) {
         self.state_devices.store(counts.devices, Ordering::Relaxed);
         self.state_resets.store(counts.resets, Ordering::Relaxed);
@@ -261,6 +364,7 @@ impl Counters {
                 resets: read(&self.state_resets),
                 evicted: read(&self.state_evicted),
             },
+            given_up: false,
         }
     }
 }

@@ -11,6 +11,7 @@ use crate::health::{BreakerLimits, UplinkHealth, UplinkLimits};
 use crate::ids::{BlockKey, Class, Epoch, PerClass};
 use crate::ingest::{Ingest, Moment, RouteError};
 use crate::lanes::{Found, Lanes, Outgoing};
+use crate::models::{FetchStart, Fetches};
 use crate::offload::Offloads;
 use crate::plan::{Plan, View, plan};
 use crate::policy::Policy;
@@ -18,6 +19,7 @@ use crate::store::StoreError;
 use crate::thin::Thinner;
 use crate::uplink::{Session, SessionOutput};
 use crate::wire::LoadLevel;
+use crate::wire::model::ModelStates;
 
 pub use answers::{
     Explanation, LaneExplanation, PriceExplanation, Question, QuestionError, RecordExplanation, RecordId, StreamExplanation,
@@ -49,6 +51,8 @@ pub struct Start<'a> {
     pub budgets: &'a [BudgetLevel],
     /// Which policy it is, and what is to be told of others.
     pub policy: PolicyStart,
+    /// What is allowed of models that the cloud offers.
+    pub models: FetchStart,
 }
 
 /// The composition: ingest, lanes, uplinks and the plan between them.
@@ -66,6 +70,9 @@ pub struct Gateway {
     changes: Changes,
     offers: Offers,
     offloads: Offloads,
+    fetches: Fetches,
+    /// What clouds were last told of models.
+    model_states_told: ModelStates,
     software: String,
     outputs: VecDeque<Output>,
     /// What was safe when acknowledgements last left: by class, and packet ids.
@@ -118,6 +125,8 @@ impl Gateway {
             uplinks,
             changes: Changes::default(),
             offers: Offers::new(&start.policy),
+            fetches: Fetches::new(start.models),
+            model_states_told: ModelStates::default(),
             software: start.software.to_owned(),
             outputs: VecDeque::new(),
             commit_failing: false,
@@ -177,6 +186,9 @@ impl Gateway {
             Input::PolicyChecked { version, result } => self.policy_checked(now_us, version, result),
             Input::OffloadAnswered { id, bytes } => self.offloads.answered(now_us, id, bytes),
             Input::OffloadFailed { id } => self.offloads.failed(now_us, id),
+            Input::Fetch(input) => self.fetch_input(now_us, input),
+            Input::ChunkCame { id, bytes } => self.fetches.came(now_us, id, bytes),
+            Input::ChunkFailed { id } => self.fetches.failed(now_us, id),
             Input::Stop => self.stop(now),
         }
         self.settle(now);
@@ -199,7 +211,7 @@ impl Gateway {
         if !self.stopping {
             deadline = self.health.iter().filter_map(|health| health.deadline_us(self.now_us)).fold(deadline, u64::min);
         }
-        let deadline = if self.stopping { deadline } else { deadline.min(self.control.due_us) };
+        let deadline = if self.stopping { deadline } else { deadline.min(self.control.due_us).min(self.fetches.deadline_us()) };
         self.uplinks.iter().map(Session::deadline_us).fold(deadline, u64::min)
     }
 
@@ -218,6 +230,9 @@ impl Gateway {
         }
         if !self.stopping {
             self.steer(now);
+            if self.fetches.has_outputs() || self.is_fetch_due(now_us) {
+                self.fetch(now_us);
+            }
         }
         // What is taken in now is sent and written below.
         let safe = (self.lanes.safe(), self.lanes.packet_ids_committed());
@@ -282,6 +297,7 @@ impl Gateway {
                 }
                 SessionOutput::Asked { id, text } => self.answer(now_us, index, id, &text),
                 SessionOutput::PolicyOffer(offer) => self.offered(now_us, offer),
+                SessionOutput::ModelOffer(offer) => self.model_offered(now_us, offer),
                 SessionOutput::Pools(pools) => {
                     self.offloads.told(now_us, uplink, pools);
                     self.control.at_once = true;
@@ -292,6 +308,7 @@ impl Gateway {
                     self.lanes.set_uplink_up(now_us, true);
                     self.control.at_once = true;
                     self.greet_with_policy(index);
+                    self.greet_with_models(index);
                     self.outputs.push_back(Output::Event(Event::UplinkUp { uplink }));
                 }
                 SessionOutput::Failed(reason) => {
@@ -304,6 +321,7 @@ impl Gateway {
                     self.control.at_once = true;
                     self.way_down(now_us, index);
                     self.offloads.uplink_lost(now_us, uplink);
+                    self.fetches.uplink_lost(now_us, uplink);
                     self.lanes.session_lost(uplink);
                     let up = self.uplinks.iter().any(Session::is_up);
                     self.lanes.set_uplink_up(now_us, up);
@@ -463,6 +481,7 @@ mod answers;
 mod control;
 mod events;
 mod federation;
+mod fetches;
 mod losses;
 mod offers;
 mod offloads;

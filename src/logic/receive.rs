@@ -263,6 +263,12 @@ impl Receiver {
             | Body::OffloadRequest(_)
             | Body::OffloadAnswer(_)
             | Body::OffloadRefusal(_)
+            // So do parts of models; what a gateway says of them is for whoever keeps those.
+            | Body::ModelOffer(_)
+            | Body::ModelStates(_)
+            | Body::ModelAsk(_)
+            | Body::ModelChunk(_)
+            | Body::ModelRefusal(_)
             | Body::Pools(_) => self.counters.controls_ignored += 1,
         }
     }

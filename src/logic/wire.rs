@@ -5,6 +5,7 @@
 //! one for backlog: [`LaneStream`]'s eight bytes, then blocks, each with a `u32` little-endian length before it.
 //! Where QUIC does not pass, [`mux`] carries the same streams over TCP.
 
+pub mod model;
 pub mod mux;
 pub mod offload;
 
@@ -15,6 +16,7 @@ use crate::block::{BLOCK_LEN_MAX, HEADER_LEN};
 use crate::graph::{NeedFull, Stamp};
 use crate::ids::Class;
 
+use model::{ModelAsk, ModelChunk, ModelOffer, ModelRefusal, ModelStates};
 use offload::{OffloadAnswer, OffloadRefusal, OffloadRequest, PoolViews};
 
 /// The ALPN protocol identifier.
@@ -35,7 +37,7 @@ pub const ANSWER_LEN_MAX: usize = 48 * 1024;
 #[derive(Clone, PartialEq, Message)]
 pub struct Control {
     /// The message; `None` if it is of a kind this version does not know.
-    #[prost(oneof = "Body", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 20, 21, 22, 23, 24, 25, 26, 27")]
+    #[prost(oneof = "Body", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30, 31, 32")]
     pub body: Option<Body>,
 }
 
@@ -99,6 +101,21 @@ pub enum Body {
     /// Cloud to gateway: the pools that it may use, and how busy they are.
     #[prost(message, tag = "27")]
     Pools(PoolViews),
+    /// Cloud to gateway: a model, signed by whoever the gateway lets decide that; of the package only what is signed.
+    #[prost(message, tag = "28")]
+    ModelOffer(ModelOffer),
+    /// Gateway to cloud, after each greeting and at each change: which models it has, and what became of those offered.
+    #[prost(message, tag = "29")]
+    ModelStates(ModelStates),
+    /// Gateway to cloud, on a stream of its own: a part of a package is wanted.
+    #[prost(message, tag = "30")]
+    ModelAsk(ModelAsk),
+    /// Cloud to gateway, on the same stream: the part.
+    #[prost(message, tag = "31")]
+    ModelChunk(ModelChunk),
+    /// Cloud to gateway, on the same stream: why there is none.
+    #[prost(message, tag = "32")]
+    ModelRefusal(ModelRefusal),
 }
 
 /// Opens a session.

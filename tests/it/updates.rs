@@ -9,7 +9,7 @@ use weir_edge::models::{Head, Package};
 use weir_host::sign::SecretKey;
 use weir_infer::Manifest;
 use weir_tests::support::publisher::{Running, Sensor};
-use weir_tests::support::site::{Plan, Site};
+use weir_tests::support::site::{CLEAN, Plan, Site};
 use weir_tests::support::{onnx, oracle, process, wait_for, wrist};
 
 use crate::{binaries, tool};
@@ -22,18 +22,32 @@ const PER_S: u32 = 20;
 const README: &str = include_str!("../../README.md");
 
 /// A box whose model may be replaced, sensors that go on, and a cloud.
-struct Lab {
-    site: Site,
-    key: SecretKey,
-    sensors: Vec<Running>,
+pub(crate) struct Lab {
+    pub(crate) site: Site,
+    pub(crate) key: SecretKey,
+    pub(crate) sensors: Vec<Running>,
 }
 
 impl Lab {
     fn new(keys: &str) -> Lab {
+        Lab::with(keys, |_, _| ())
+    }
+
+    /// `keys` are of `[infer.updates]`; what else is special may depend on the folder of the site.
+    pub(crate) fn with(keys: &str, change: impl FnOnce(&Path, &mut Plan)) -> Lab {
+        Lab::over(CLEAN, keys, change)
+    }
+
+    /// The same over another link.
+    pub(crate) fn over(link: &'static str, keys: &str, change: impl FnOnce(&Path, &mut Plan)) -> Lab {
         let key = SecretKey::generate().expect("there are random numbers");
         let updates = format!("[infer.updates]\nkey = \"{}\"\nwindows = 10\nshare = 0.5\n{keys}\n", key.public());
         let tables = wrist::model() + &updates + &wrist::stream("wrist", "ack = \"record\"");
-        let site = Site::started(binaries(), Plan::new("disk", &tables));
+        let mut site = Site::new(binaries(), Plan { link, ..Plan::new("disk", &tables) });
+        let folder = site.dir().to_owned();
+        site.change(|plan| change(&folder, plan));
+        site.start_cloud();
+        site.start_edge();
         let rows: Vec<_> = (0..DEVICES).map(|at| wrist::recording(8 + at as u32 % 3)).collect();
         let sensors = rows.into_iter().enumerate().map(|(device, rows)| {
             let message = move |n| wrist::message("wrist", device, &rows, n);
@@ -50,7 +64,7 @@ impl Lab {
     }
 
     /// The small model's manifest for other bytes, as version `version` of the model.
-    fn manifest(version: u64, model: &[u8]) -> String {
+    pub(crate) fn manifest(version: u64, model: &[u8]) -> String {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/watch-small.toml");
         let text = std::fs::read_to_string(&path).expect("it is in the repository");
         let sum = |bytes: &[u8; 32]| -> String { bytes.iter().map(|byte| format!("{byte:02x}")).collect() };
@@ -58,14 +72,18 @@ impl Lab {
         text.replace(&before, &sha256(model)).replace("version = \"1\"", &format!("version = \"{version}\""))
     }
 
-    fn package(&self, version: u64, model: Vec<u8>) -> Vec<u8> {
-        let (manifest, model_sum) = (String::new(), String::new());
-        let gateways = vec!["box-*".to_owned()];
-        let head = Head { task: "activity".to_owned(), version, gateways, window_us_max: 2_000, manifest, model: model_sum };
-        Package::sign(head, Lab::manifest(version, &model).into_bytes(), model, &self.key).to_bytes()
+    pub(crate) fn package(&self, version: u64, model: Vec<u8>) -> Vec<u8> {
+        self.package_for(version, model, "box-*", &self.key)
     }
 
-    fn push(&self, name: &str, package: &[u8]) {
+    pub(crate) fn package_for(&self, version: u64, model: Vec<u8>, gateways: &str, key: &SecretKey) -> Vec<u8> {
+        let (manifest, model_sum) = (String::new(), String::new());
+        let gateways = vec![gateways.to_owned()];
+        let head = Head { task: "activity".to_owned(), version, gateways, window_us_max: 2_000, manifest, model: model_sum };
+        Package::sign(head, Lab::manifest(version, &model).into_bytes(), model, key).to_bytes()
+    }
+
+    pub(crate) fn push(&self, name: &str, package: &[u8]) {
         let draft = self.inbox().join(format!("{name}.part"));
         std::fs::write(&draft, package).expect("there is an inbox");
         std::fs::rename(&draft, self.inbox().join(format!("{name}.weir-model"))).expect("there is an inbox");
@@ -76,7 +94,7 @@ impl Lab {
     }
 
     /// What the box says of the task, once it is so.
-    fn updates(&self, what: &str, is_so: impl Fn(&Value) -> bool) -> Value {
+    pub(crate) fn updates(&self, what: &str, is_so: impl Fn(&Value) -> bool) -> Value {
         wait_for(what, LIMIT, || {
             self.site
                 .edge_status()
@@ -85,7 +103,7 @@ impl Lab {
         })
     }
 
-    fn event(&self, part: &str) -> Value {
+    pub(crate) fn event(&self, part: &str) -> Value {
         let has = |updates: &Value| {
             updates["events"]
                 .as_array()
@@ -95,17 +113,17 @@ impl Lab {
     }
 
     /// Verdicts that the box has given.
-    fn verdicts(&self) -> u64 {
+    pub(crate) fn verdicts(&self) -> u64 {
         self.site.edge_status().and_then(|status| status["ingest"]["verdicts"].as_u64()).unwrap_or(0)
     }
 
-    fn goes_on(&self) {
+    pub(crate) fn goes_on(&self) {
         let before = self.verdicts();
         wait_for("verdicts to go on", LIMIT, || (self.verdicts() > before + 10).then_some(()));
     }
 
     /// The end: nothing is lost, and each whole window has one verdict. Returns how many each version has given.
-    fn settle(mut self) -> Vec<(String, u64)> {
+    pub(crate) fn settle(mut self) -> Vec<(String, u64)> {
         self.sensors.iter().for_each(Running::stop);
         let reports: Vec<_> = self.sensors.drain(..).map(|sensor| sensor.finish(LIMIT)).collect();
         self.site.drain();
@@ -129,7 +147,7 @@ fn sha256(bytes: &[u8]) -> String {
 }
 
 /// The small model itself: as good as the one that answers.
-fn good() -> Vec<u8> {
+pub(crate) fn good() -> Vec<u8> {
     std::fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/watch-small.onnx")).expect("it is in the repository")
 }
 
@@ -353,6 +371,12 @@ fn the_lines_of_the_readme_sign_push_promote_and_take_back_a_model() {
         match line.split(' ').nth(2) {
             Some("push") => {
                 drop(lab.updates("the shadow", |updates| updates["stage"] == "shadow" && updates["windows"].as_u64() > Some(0)))
+            }
+            Some("diff") => {
+                assert!(
+                    said.contains("manifest: the same") && said.contains("recordings: both say the same of 54 of 54 windows"),
+                    "{said}"
+                );
             }
             Some("list") => assert!(said.contains("version 2 is on trial: shadow"), "{said}"),
             Some("promote") => drop(lab.updates("the canary", |updates| updates["stage"] == "canary")),

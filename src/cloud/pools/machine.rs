@@ -239,7 +239,8 @@ async fn talk(connection: &Connection, context: &Arc<Context>) -> String {
                     let door = context.door.clone();
                     tasks.spawn(async move {
                         match timeout(HELLO_TIMEOUT, take_name(&mut recv)).await {
-                            Ok(Some(gateway)) => serve(door, gateway, send, recv).await,
+                            // Models are the cloud's.
+                            Ok(Some(gateway)) => serve(door, None, gateway, send, recv).await,
                             _ => {
                                 door.garbled.fetch_add(1, Relaxed);
                             }

@@ -1,4 +1,4 @@
-//! One request: its stream, from the gateway's bytes to the answer.
+//! One request: its stream, from the gateway's bytes to the answer. Most are windows for a pool; some want a part of a model.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -8,10 +8,11 @@ use bytes::BytesMut;
 use quinn::{RecvStream, SendStream};
 use tokio::sync::oneshot;
 use tokio::time::timeout;
-use weir_logic::wire::offload::{OFFLOAD_VALUES_MAX, OffloadRefusal, OffloadRequest, RefusalKind};
+use weir_logic::wire::offload::{OFFLOAD_VALUES_MAX, OffloadRefusal, RefusalKind};
 use weir_logic::wire::{self, Body};
 
 use super::{Door, ToDesk};
+use crate::models::Library;
 
 /// Longest request: the values and all else that is in it.
 const REQUEST_LEN_MAX: usize = 4 * OFFLOAD_VALUES_MAX + 8 * 1024;
@@ -19,7 +20,13 @@ const REQUEST_LEN_MAX: usize = 4 * OFFLOAD_VALUES_MAX + 8 * 1024;
 const READ_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Serves a stream to its end.
-pub(crate) async fn serve(door: Arc<Door>, gateway: Arc<str>, send: SendStream, mut recv: RecvStream) {
+pub(crate) async fn serve(
+    door: Arc<Door>,
+    library: Option<Library>,
+    gateway: Arc<str>,
+    send: SendStream,
+    mut recv: RecvStream,
+) {
     let Ok(_place) = door.places.try_acquire() else {
         door.over_limit.fetch_add(1, Relaxed);
         let _ = recv.stop(0u32.into());
@@ -30,9 +37,17 @@ pub(crate) async fn serve(door: Arc<Door>, gateway: Arc<str>, send: SendStream, 
         // Reset, too long, or too slow.
         Ok(Err(_)) | Err(_) => Vec::new(),
     };
-    let Some(request) = take_request(&bytes) else {
-        door.garbled.fetch_add(1, Relaxed);
-        return answer(send, refusal(RefusalKind::Failed, "the stream carries no request", 0)).await;
+    let request = match (take_request(&bytes), library) {
+        (Some(Body::OffloadRequest(request)), _) => request,
+        (Some(Body::ModelAsk(ask)), Some(library)) => {
+            // After all else that this connection has to say.
+            let _ = send.set_priority(i32::MIN);
+            return answer(send, library.answer(&gateway, ask).await).await;
+        }
+        _ => {
+            door.garbled.fetch_add(1, Relaxed);
+            return answer(send, refusal(RefusalKind::Failed, "the stream carries no request", 0)).await;
+        }
     };
     if let Some(machine) = door.machine_of(&request.pool) {
         return tokio::select! {
@@ -70,12 +85,8 @@ async fn answer(mut send: SendStream, body: Body) {
     }
 }
 
-fn take_request(bytes: &[u8]) -> Option<OffloadRequest> {
-    let control = wire::take_control(&mut BytesMut::from(bytes)).ok().flatten()?;
-    match control.body {
-        Some(Body::OffloadRequest(request)) => Some(request),
-        _ => None,
-    }
+fn take_request(bytes: &[u8]) -> Option<Body> {
+    wire::take_control(&mut BytesMut::from(bytes)).ok().flatten()?.body
 }
 
 /// A refusal with its words.

@@ -88,7 +88,7 @@ async fn talk(
             }
             stream = connection.accept_bi() => {
                 let (send, recv) = stream.map_err(|_| Refusal::Ended)?;
-                let asked = pools::serve(context.door.clone(), gateway.clone(), send, recv);
+                let asked = pools::serve(context.door.clone(), Some(context.library.clone()), gateway.clone(), send, recv);
                 tasks.spawn(async move {
                     asked.await;
                     Ok(())

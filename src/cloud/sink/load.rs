@@ -8,6 +8,7 @@ use weir_logic::ranges::RangeSet;
 use weir_logic::receive::{Known, KnownEpoch};
 use weir_logic::rollout::OfferState;
 
+use crate::models::ModelKey;
 use crate::policies::PolicyRecord;
 
 /// How an epoch is written in the database: 16 hexadecimal digits.
@@ -45,16 +46,29 @@ pub(super) fn known(connection: &Connection, gateway: &str, epochs: &[Epoch]) ->
 pub(super) fn policy(connection: &Connection, version: u64) -> rusqlite::Result<PolicyRecord> {
     let sql = "SELECT signature FROM policies WHERE version = ?";
     let signature = connection.query_row(sql, [version], |row| row.get(0)).optional()?;
-    let mut select = connection.prepare(
-        "SELECT g.name, r.state, r.reason FROM policy_rows r JOIN gateways g ON g.id = r.gateway_id WHERE r.version = ?",
-    )?;
-    let rows = select.query_map([version], |row| {
+    let sql = "SELECT g.name, r.state, r.reason FROM policy_rows r JOIN gateways g ON g.id = r.gateway_id WHERE r.version = ?";
+    Ok(PolicyRecord { signature, states: states(connection, sql, params![version])? })
+}
+
+/// The same of a model, whose sum is in the place of a signature.
+pub(super) fn model(connection: &Connection, (task, version): &ModelKey) -> rusqlite::Result<PolicyRecord> {
+    let sql = "SELECT sha256 FROM models WHERE task = ? AND version = ?";
+    let signature = connection.query_row(sql, params![task, version], |row| row.get(0)).optional()?;
+    let sql = "SELECT g.name, r.state, r.reason FROM model_rows r JOIN gateways g ON g.id = r.gateway_id \
+               WHERE r.task = ? AND r.version = ?";
+    Ok(PolicyRecord { signature, states: states(connection, sql, params![task, version])? })
+}
+
+type State = (Arc<str>, OfferState, String);
+
+fn states(connection: &Connection, sql: &str, of: &[&dyn rusqlite::ToSql]) -> rusqlite::Result<Vec<State>> {
+    let mut select = connection.prepare(sql)?;
+    let rows = select.query_map(of, |row| {
         let (name, state, reason): (String, String, String) = (row.get(0)?, row.get(1)?, row.get(2)?);
         let state = OfferState::ALL.into_iter().find(|known| known.name() == state);
         Ok(state.map(|state| (Arc::from(name), state, reason)))
     })?;
-    let states = rows.filter_map(Result::transpose).collect::<rusqlite::Result<Vec<_>>>()?;
-    Ok(PolicyRecord { signature, states })
+    rows.filter_map(Result::transpose).collect()
 }
 
 fn ranges(connection: &Connection, table: &str, epoch_id: i64) -> rusqlite::Result<PerClass<RangeSet>> {

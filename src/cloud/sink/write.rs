@@ -98,6 +98,10 @@ impl<'c> Writer<'c> {
             let sql = "INSERT OR IGNORE INTO policies VALUES (?, ?, ?, ?)";
             return self.connection.execute(sql, params![version, file, signature, now_us]).map(drop);
         }
+        if let Work::ModelFound { task, version, file, sha256 } = &job.work {
+            let sql = "INSERT OR IGNORE INTO models VALUES (?, ?, ?, ?, ?)";
+            return self.connection.execute(sql, params![task, version, file, sha256, now_us]).map(drop);
+        }
         let gateway_id = self.ids.gateway(&job.gateway, now_us)?;
         self.batch.gateways.insert(gateway_id);
         match &job.work {
@@ -126,8 +130,12 @@ impl<'c> Writer<'c> {
                 let sql = "INSERT OR REPLACE INTO policy_rows VALUES (?, ?, ?, ?, ?)";
                 self.connection.execute(sql, params![version, gateway_id, state.name(), reason, now_us]).map(drop)
             }
+            Work::ModelState { task, version, state, reason } => {
+                let sql = "INSERT OR REPLACE INTO model_rows VALUES (?, ?, ?, ?, ?, ?)";
+                self.connection.execute(sql, params![task, version, gateway_id, state.name(), reason, now_us]).map(drop)
+            }
             // Of no gateway.
-            Work::PolicyFound { .. } => Ok(()),
+            Work::PolicyFound { .. } | Work::ModelFound { .. } => Ok(()),
             Work::Alert(kind, text) => self.alert(&job.gateway, kind, text, now_us),
         }
     }

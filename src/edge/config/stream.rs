@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use serde::Deserialize;
+use weir_host::units::Duration;
 use weir_infer::{Backend, RuntimeLibrary, WorkerOptions};
 use weir_logic::ids::Class;
 use weir_logic::payload::{OpaqueFormat, PayloadFormat};
@@ -116,6 +117,8 @@ pub struct Infer {
     pub batch_windows_max: usize,
     /// Devices whose state a recurrent model keeps; the one that is silent longest is forgotten first.
     pub state_devices_max: usize,
+    /// How long a model may take for a batch before it is given up.
+    pub hang_timeout: Duration,
     /// Whether models come to the box while it runs.
     pub updates: Updates,
 }
@@ -129,6 +132,7 @@ impl Default for Infer {
             queue_windows_max: 256,
             batch_windows_max: 32,
             state_devices_max: 8_192,
+            hang_timeout: Duration::from_secs(30),
             updates: Updates::default(),
         }
     }

@@ -3,9 +3,10 @@
 use std::path::PathBuf;
 
 use serde::Deserialize;
+use weir_host::package::PACKAGE_LEN_MAX;
 use weir_host::sign::PublicKey;
 use weir_host::units::{Bytes, Duration};
-use weir_logic::models::Rules;
+use weir_logic::models::{FetchRules, Rules};
 
 use super::address;
 
@@ -30,6 +31,12 @@ pub struct Updates {
     pub share: f64,
     /// How long a stage may take.
     pub stage_timeout: Duration,
+    /// Bytes that models of the cloud may take in a day.
+    pub day_bytes: Bytes,
+    /// Bytes that they may take in 30 days.
+    pub month_bytes: Bytes,
+    /// True if they may come over metered uplinks, too.
+    pub metered: bool,
     /// The program that runs models on trial; `None` for this one. For whoever embeds the box in another program.
     #[serde(skip)]
     pub program: Option<PathBuf>,
@@ -46,12 +53,25 @@ impl Default for Updates {
             agreement_min: 0.9,
             share: 0.1,
             stage_timeout: Duration::from_secs(86_400),
+            day_bytes: Bytes::from_mib(64),
+            month_bytes: Bytes::from_mib(256),
+            metered: false,
             program: None,
         }
     }
 }
 
 impl Updates {
+    /// What the core allows of models that the cloud offers; `None` if none are taken.
+    pub(crate) fn fetch_rules(&self) -> Option<FetchRules> {
+        self.key.as_ref().map(|_| FetchRules {
+            package_len_max: self.size_limit.get().min(PACKAGE_LEN_MAX),
+            day_bytes: self.day_bytes.get(),
+            month_bytes: self.month_bytes.get(),
+            metered: self.metered,
+        })
+    }
+
     /// What the core asks of new models.
     pub(crate) fn rules(&self) -> Rules {
         Rules {

@@ -10,7 +10,7 @@ use weir_logic::models::{Crashes, Release, Slot};
 
 use super::FOLDER;
 use super::disk::{Disk, Folder};
-use super::package::{Head, Package, PackageError, sha256};
+use super::{Head, Package, PackageError, verify};
 
 /// Why something cannot be stored, or taken out.
 #[derive(Debug, thiserror::Error)]
@@ -182,7 +182,7 @@ impl ModelStore {
     /// See [`StoreError`]; what is in use is as it was.
     pub fn import(&mut self, bytes: &[u8]) -> Result<(Release, Head), StoreError> {
         let package = Package::read(bytes)?;
-        package.head.verify(&package.head_text, &package.signature, &self.key, &self.gateway)?;
+        verify(&package.head, &package.head_text, &package.signature, &self.key, &self.gateway)?;
         self.manifest(&package.head, &package.manifest)?;
         let id = package.id();
         self.collect().map_err(|source| self.failed(source))?;
@@ -213,14 +213,14 @@ impl ModelStore {
         let gone = |part| StoreError::Gone { part, version: release.version, path: self.path().to_owned() };
         let text = self.text(&head_name(&release.id), HEAD_LEN_MAX)?.ok_or_else(|| gone("the head"))?;
         let (head_text, signature) = text.split_once('\n').ok_or(PackageError::Form("its head has no signature"))?;
-        let (found, expected) = (sha256(head_text.as_bytes()), release.id.clone());
+        let (found, expected) = (Package::sum(head_text.as_bytes()), release.id.clone());
         if found != expected {
             return Err(PackageError::Sum { part: "head", found, expected }.into());
         }
         let head = Head::read(head_text)?;
-        head.verify(head_text, signature, &self.key, &self.gateway)?;
+        verify(&head, head_text, signature, &self.key, &self.gateway)?;
         let manifest_text = self.text(&manifest_name(&head), MANIFEST_LEN_MAX)?.ok_or_else(|| gone("the manifest"))?;
-        let (found, expected) = (sha256(manifest_text.as_bytes()), head.manifest.clone());
+        let (found, expected) = (Package::sum(manifest_text.as_bytes()), head.manifest.clone());
         if found != expected {
             return Err(PackageError::Sum { part: "manifest", found, expected }.into());
         }

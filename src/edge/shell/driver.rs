@@ -18,6 +18,7 @@ use weir_logic::gateway::{Event, Gateway, Input, Output};
 use weir_logic::health::PathStats;
 use weir_logic::ids::VoidReason;
 use weir_logic::ingest::{BrokerEvent, BrokerIndex, ConnId, ModelName, Moment, Scored};
+use weir_logic::models::FetchOutput;
 use weir_logic::mqtt::{AuthRefusal, Close};
 use weir_logic::rollout::OfferState;
 use weir_logic::uplink::DownReason;
@@ -89,9 +90,13 @@ pub(crate) struct DriverParts {
     /// In the order of the policy's.
     pub(crate) brokers: Vec<Arc<BrokerTarget>>,
     pub(crate) models: Vec<Worker>,
+    /// How long a model may take for a batch before it is given up, in microseconds.
+    pub(crate) hang_us: u64,
     pub(crate) infer_rx: mpsc::Receiver<InferMessage>,
     /// The desk for models, if the box takes any.
     pub(crate) desk_tx: Option<SyncSender<ToModels>>,
+    /// The disk's part of fetching models, if the box takes any.
+    pub(crate) fetches_tx: Option<std::sync::mpsc::Sender<FetchOutput>>,
     pub(crate) uplinks: Vec<UplinkHandle>,
     pub(crate) status_tx: watch::Sender<Status>,
     pub(crate) base_status: Status,
@@ -117,6 +122,8 @@ pub(crate) struct Driver {
     /// When the transaction that is under way was handed to the disk.
     asked_us: Option<u64>,
     pub(super) models: ModelsAtWork,
+    /// When models were last looked at.
+    pub(super) looked_us: u64,
     /// Clients sent away because too many waited for their password to be checked.
     auth_refused: u64,
     refusals: Notices,
@@ -162,6 +169,7 @@ impl Driver {
             auth_refused: 0,
             refusals: Notices::default(),
             asked_us: None,
+            looked_us: 0,
         }
     }
 
@@ -184,6 +192,10 @@ impl Driver {
                 self.take(Woken::Message(message));
             }
             self.carry_out();
+            if self.parts.clock.now_us() >= self.looked_us.saturating_add(STATUS_US) {
+                self.watch_models(moment(&self.parts.clock));
+                self.carry_out();
+            }
             self.publish(false);
             self.save_budgets(false).await;
         }
@@ -268,6 +280,7 @@ impl Driver {
                 let _ = answer_tx.send(answer.map(|answer| serde_json::to_string(&answer).unwrap_or_default()));
             }
             Message::PolicyChecked { version, result } => gateway.handle(now, Input::PolicyChecked { version, result }),
+            Message::Fetch(input) => gateway.handle(now, Input::Fetch(input)),
             Message::Authenticated { conn, result } => gateway.handle(now, Input::Authenticated { conn, result }),
         }
     }
@@ -310,6 +323,8 @@ impl Driver {
             }
             UplinkEvent::OffloadAnswered { id, bytes } => gateway.handle(now, Input::OffloadAnswered { id, bytes: &bytes }),
             UplinkEvent::OffloadFailed { id } => gateway.handle(now, Input::OffloadFailed { id }),
+            UplinkEvent::ChunkCame { id, bytes } => gateway.handle(now, Input::ChunkCame { id, bytes: &bytes }),
+            UplinkEvent::ChunkFailed { id } => gateway.handle(now, Input::ChunkFailed { id }),
             UplinkEvent::Closed(reason) => gateway.handle(now, Input::UplinkClosed { uplink, reason }),
             UplinkEvent::Interface { up } => gateway.handle(now, Input::UplinkInterface { uplink, up }),
         }
@@ -355,6 +370,17 @@ impl Driver {
                 Output::CancelOffload { uplink, id } => self.tell_uplink(uplink, UplinkCommand::CancelOffload { id }),
                 Output::Disconnect { uplink } => self.tell_uplink(uplink, UplinkCommand::Disconnect),
                 Output::CheckPolicy { version, text, signature } => self.tell_desk(ToDesk::Check { version, text, signature }),
+                Output::Fetch(FetchOutput::Ask { uplink, id, bytes }) => {
+                    self.tell_uplink(uplink, UplinkCommand::AskChunk { id, bytes });
+                }
+                Output::Fetch(FetchOutput::Cancel { uplink, id }) => {
+                    self.tell_uplink(uplink, UplinkCommand::CancelChunk { id })
+                }
+                Output::Fetch(output) => {
+                    if self.parts.fetches_tx.as_ref().is_some_and(|fetches_tx| fetches_tx.send(output).is_err()) {
+                        tracing::error!("the thread that fetches models is gone");
+                    }
+                }
                 Output::Event(event) => self.log(&event),
             }
         }
@@ -493,6 +519,13 @@ impl Driver {
                     OfferState::Offered | OfferState::Trial | OfferState::Kept => {
                         tracing::info!(version, state, kept, reason, "policy");
                     }
+                }
+            }
+            Event::ModelFetch(news) => {
+                let (task, version, change, reason) = (&news.task, news.version, news.word(), &news.reason);
+                match news.state {
+                    OfferState::Refused => tracing::warn!(task, version, change, reason, "model of the cloud"),
+                    _ => tracing::info!(task, version, change, reason, "model of the cloud"),
                 }
             }
             Event::CommitFailed { error } => tracing::error!(err = %error, "the buffer takes no data; senders are held back"),

@@ -23,6 +23,7 @@ use std::net::SocketAddr;
 use tokio::sync::{mpsc, oneshot};
 use weir_logic::gateway::Question;
 use weir_logic::ingest::{BrokerIndex, ConnId};
+use weir_logic::models::FetchInput;
 use weir_logic::mqtt::{AuthRefusal, UserIndex};
 use weir_logic::policy::Policy;
 
@@ -71,6 +72,8 @@ pub(crate) enum Message {
         version: u64,
         result: Result<Box<Policy>, String>,
     },
+    /// What the disk says of a model that the cloud offers.
+    Fetch(FetchInput),
     /// Somebody wants the box's part of the health graph, as JSON.
     GraphAsked {
         answer_tx: oneshot::Sender<Result<String, String>>,

@@ -5,11 +5,14 @@ use std::collections::VecDeque;
 use weir_infer::{Outcome, RefusedReason, Request};
 use weir_logic::gateway::Input;
 use weir_logic::ingest::{Moment, Scored, Verdict};
-use weir_logic::models::is_canary;
+use weir_logic::models::{FetchInput, is_canary};
 
 use super::models::{FromModels, Shown, ToModels, Watch};
 use super::notices::Failures;
 use super::{Driver, InferBatch, moment};
+
+/// Between two looks no more than this counts.
+const LOOK_US_MAX: u64 = 1_000_000;
 
 /// By model: what waits for it, and what is done with what it says.
 #[derive(Debug)]
@@ -21,6 +24,12 @@ struct ModelAtWork {
     waiting: VecDeque<Request>,
     failures: Failures,
     watch: Watch,
+    /// The batch that it was last seen at, and for how long, in microseconds.
+    seen_at: (u64, u64),
+    /// Swaps so far.
+    generation: u64,
+    /// That it hangs, until the desk has room for it.
+    hung: Option<ToModels>,
     /// Time in the model when the desk was last told, in microseconds.
     told_us: u64,
 }
@@ -49,6 +58,55 @@ impl Driver {
             let now = moment(&self.parts.clock);
             let Request { id: job, window, origin: _ } = refused.request;
             self.parts.gateway.handle(now, Input::Inferred(Scored { job, window, verdict: None }));
+        }
+    }
+
+    /// Looks for models that hang, some times a second: each is given up, and its windows go on without verdicts.
+    ///
+    /// Time counts as far as this thread was there to see it pass: a machine that was suspended says nothing of a model.
+    pub(super) fn watch_models(&mut self, now: Moment) {
+        let passed_us = now.service_us.saturating_sub(std::mem::replace(&mut self.looked_us, now.service_us)).min(LOOK_US_MAX);
+        let limit_us = self.parts.hang_us;
+        for model in 0..self.parts.models.len() {
+            let (work, worker) = (&mut self.models.0[model], &mut self.parts.models[model]);
+            work.seen_at = match worker.under_way() {
+                Some(batch) if batch == work.seen_at.0 => (batch, work.seen_at.1.saturating_add(passed_us)),
+                under_way => (under_way.unwrap_or(0), 0),
+            };
+            if work.seen_at.1 >= limit_us
+                && !worker.is_given_up()
+                && let Some(requests) = worker.give_up()
+            {
+                self.give_up(now, model, requests);
+            }
+            if let Some(hung) = self.models.0[model].hung.take() {
+                self.tell_hung(model, hung);
+            }
+        }
+    }
+
+    fn give_up(&mut self, now: Moment, model: usize, requests: Vec<Request>) {
+        let (name, waited_s) = (self.parts.models[model].manifest().name.clone(), self.parts.hang_us / 1_000_000);
+        tracing::error!(
+            model = name,
+            waited_s,
+            windows = requests.len(),
+            "model gives no answer and is given up; its windows go on without verdicts until another one takes its place"
+        );
+        self.parts.base_status.models_given_up += 1;
+        let work = &mut self.models.0[model];
+        work.hung = Some(ToModels::Hung { model, generation: work.generation, waited_s });
+        let waiting = std::mem::take(&mut work.waiting);
+        for Request { id: job, window, origin: _ } in requests.into_iter().chain(waiting) {
+            self.parts.gateway.handle(now, Input::Inferred(Scored { job, window, verdict: None }));
+        }
+    }
+
+    /// The desk may be busy with a model on trial: then it is told later.
+    fn tell_hung(&mut self, model: usize, hung: ToModels) {
+        let refused = self.parts.desk_tx.as_ref().and_then(|desk_tx| desk_tx.try_send(hung).err());
+        if let Some(std::sync::mpsc::TrySendError::Full(hung)) = refused {
+            self.models.0[model].hung = Some(hung);
         }
     }
 
@@ -124,12 +182,16 @@ impl Driver {
                 let work = &mut self.models.0[model];
                 (work.watch, work.told_us) = (watch, told_us);
             }
-            FromModels::Swap { model, worker } => {
-                // The one before answers what it has queued, and ends.
+            FromModels::Swap { model, worker, generation } => {
+                // The one before answers what it has queued, and ends; one that was given up is left alone.
                 drop(std::mem::replace(&mut self.parts.models[model], *worker));
+                (self.models.0[model].generation, self.models.0[model].seen_at) = (generation, (0, 0));
                 self.submit(model);
             }
-            FromModels::Status(status) => self.parts.base_status.updates = status,
+            FromModels::Status(status, tasks) => {
+                self.parts.base_status.updates = status;
+                self.parts.gateway.handle(moment(&self.parts.clock), Input::Fetch(FetchInput::Tasks(tasks)));
+            }
         }
     }
 }

@@ -91,6 +91,7 @@ impl Gateway {
         self.replan(now_us);
         self.leave_bad_ways(now_us);
         self.want_ways(now_us);
+        self.fetch(now_us);
     }
 
     fn replan(&mut self, now_us: u64) {

@@ -11,6 +11,7 @@ use crate::health::{OpenReason, PathStats, UplinkState};
 use crate::ids::{BlockKey, Class, VoidReason};
 use crate::ingest::{BrokerEvent, BrokerIndex, ConnId, InferJob, Scored};
 use crate::lanes::Flow;
+use crate::models::{FetchInput, FetchNews, FetchOutput};
 use crate::mqtt::{AuthRefusal, Close, UserIndex};
 use crate::plan::{Placed, Reason};
 use crate::policy::Policy;
@@ -147,6 +148,20 @@ pub enum Input<'a> {
         /// The request.
         id: u64,
     },
+    /// What the shell says of models that the cloud offers; answers [`Output::Fetch`].
+    Fetch(FetchInput),
+    /// What came back on the stream of a [`FetchOutput::Ask`], whole.
+    ChunkCame {
+        /// The request.
+        id: u64,
+        /// The bytes.
+        bytes: &'a [u8],
+    },
+    /// The stream of a [`FetchOutput::Ask`] ended without an answer. Not told when its connection ended.
+    ChunkFailed {
+        /// The request.
+        id: u64,
+    },
     /// The process is asked to stop.
     Stop,
 }
@@ -260,6 +275,8 @@ pub enum Output {
         /// The request.
         id: u64,
     },
+    /// Go on with a model that the cloud offers; never [`FetchOutput::News`], which is an event.
+    Fetch(FetchOutput),
     /// Something worth telling a person.
     Event(Event),
 }
@@ -362,6 +379,8 @@ pub enum Event {
     },
     /// A policy is on trial, was kept, taken back or refused.
     Policy(PolicyNews),
+    /// A model that the cloud offers is on its way, waits, has come, or is refused.
+    ModelFetch(FetchNews),
     /// The buffer did not take a transaction; it is tried again.
     CommitFailed {
         /// Why.

@@ -30,6 +30,8 @@ pub enum Input {
     Observed(Observation),
     /// The active release cannot be loaded any more: what the disk says.
     ActiveLost(String),
+    /// The active release, or the configuration's file if there is none, did something that nothing makes up for.
+    ActiveFailed(Fault),
     /// An operator wants the next stage now.
     Promote,
     /// An operator wants the model before.
@@ -146,6 +148,7 @@ impl Updates {
             // What waits for the disk is decided; what comes meanwhile changes nothing, except that all ends.
             Input::Failed(fault) if stage.is_some() => return self.roll_back(&fault),
             Input::ActiveLost(reason) => return self.withdraw(&format!("it cannot be loaded: {reason}")),
+            Input::ActiveFailed(fault) => return self.withdraw(&fault.to_string()),
             Input::Tick if !self.is_saving => self.propose_again(),
             _ => {}
         }
@@ -242,7 +245,7 @@ impl Updates {
     fn withdraw(&mut self, reason: &str) {
         let before = self.in_force().clone();
         let Some(active) = before.active.clone() else {
-            let reason = "the file of the configuration answers, and there is nothing before it".to_owned();
+            let reason = format!("{reason}; the file of the configuration is what answers, and there is nothing before it");
             return self.outputs.push_back(Output::Event(News { version: 0, change: Change::Refused, reason }));
         };
         let news = News { version: active.version, change: Change::Withdrawn, reason: reason.to_owned() };

@@ -13,12 +13,17 @@
 //! - A version that was tried is never tried again, and none below it.
 
 mod crashes;
+mod fetch;
 mod judge;
 mod machine;
 
 use serde::{Deserialize, Serialize};
 
 pub use crashes::{CRASHES_MAX, CRASHES_US, Crashes};
+pub use fetch::{
+    DAY_US, FetchCounters, FetchInput, FetchNews, FetchOutput, FetchRules, FetchStart, FetchView, FetchWay, Fetches, MONTH_US,
+    NoWay, Spent, TaskModels, Unfinished,
+};
 pub use judge::{Judge, Judgement, Observation, Terms};
 pub use machine::{Input, Output, Rules, Updates};
 
@@ -187,6 +192,12 @@ pub enum Fault {
         waited_s: u64,
         /// How many are needed.
         wanted: u64,
+    },
+    /// It came back from no batch any more.
+    #[error("it gave no answer to a batch within {waited_s} s, in the gateway's own process, and was given up")]
+    Hung {
+        /// How long it was waited for.
+        waited_s: u64,
     },
     /// The gateway's process died with it.
     #[error("the box stopped while it answered, for whatever reason, and came back with the model before")]

@@ -14,6 +14,7 @@ use bytes::{Bytes, BytesMut};
 use crate::graph::Stamp;
 use crate::ids::{Class, Epoch, PerClass, Void};
 use crate::pressure::CreditReturn;
+use crate::wire::model::{ModelOffer, ModelStates};
 use crate::wire::offload::PoolViews;
 use crate::wire::{
     self, Ack, AskedQuestion, Body, CloudLoad, Control, Credits, DigestBytes, FrameError, GivenAnswer, Hello, LaneRanges,
@@ -72,6 +73,8 @@ pub enum SessionOutput {
     },
     /// The cloud has a policy for this box.
     PolicyOffer(PolicyOffer),
+    /// The cloud has a model for this box.
+    ModelOffer(ModelOffer),
     /// A heartbeat was written.
     Pinged,
     /// A heartbeat was answered.
@@ -343,6 +346,7 @@ impl Session {
             }
             Some(Body::Question(question)) => self.asked(now_us, question),
             Some(Body::PolicyOffer(offer)) => self.outputs.push_back(SessionOutput::PolicyOffer(offer)),
+            Some(Body::ModelOffer(offer)) => self.outputs.push_back(SessionOutput::ModelOffer(offer)),
             Some(Body::Pools(pools)) => self.outputs.push_back(SessionOutput::Pools(pools)),
             Some(
                 Body::Hello(_)
@@ -353,7 +357,11 @@ impl Session {
                 | Body::PolicyState(_)
                 | Body::OffloadRequest(_)
                 | Body::OffloadAnswer(_)
-                | Body::OffloadRefusal(_),
+                | Body::OffloadRefusal(_)
+                | Body::ModelStates(_)
+                | Body::ModelAsk(_)
+                | Body::ModelChunk(_)
+                | Body::ModelRefusal(_),
             )
             | None => self.counters.unknown_messages += 1,
         }
@@ -405,6 +413,11 @@ impl Session {
     /// Tells the cloud which policy the gateway has, and what became of the last one offered.
     pub fn send_policy_state(&mut self, state: PolicyState) {
         self.write(Body::PolicyState(state));
+    }
+
+    /// Tells the cloud which models the gateway has, and what became of those offered.
+    pub fn send_model_states(&mut self, states: ModelStates) {
+        self.write(Body::ModelStates(states));
     }
 
     /// Tells the cloud what was given up; at most [`VOIDS_PER_MESSAGE_MAX`] at a time.

@@ -1,9 +1,10 @@
-//! `weir model check` and `weir model table`: what a model is, whether it gives the right answers here, and what it costs.
+//! `weir model check`, `weir model table` and the others of `weir model`: what a model is, whether it gives the right answers here, and what it costs.
 //!
 //! Each engine is tried in a process of its own: its memory is then its own, and an engine that a model brings down, or that
 //! never ends, is a finding. Exit codes of `check`: 0 if an engine runs the model and all that run it give its golden
 //! answers; 1 if none does, or an answer is wrong; 64 for a manifest with mistakes.
 
+mod diff;
 mod engine;
 mod measure;
 mod print;
@@ -21,6 +22,7 @@ use weir_infer::{Backend, Golden, Graph, Manifest};
 
 use crate::check::EXIT_MISTAKES;
 
+pub use diff::ModelDiffArgs;
 pub use engine::EngineReport;
 pub use measure::{BatchTime, Cost, GoldenResult};
 pub use release::{ModelListArgs, ModelPushArgs, ModelSignArgs, ModelTaskArgs};
@@ -42,6 +44,8 @@ pub enum ModelCommand {
     Rollback(ModelTaskArgs),
     /// Show the models that came to the box on this machine
     List(ModelListArgs),
+    /// Compare two models, packages or the one that a box has active: manifests, graphs, and what they say of the same windows
+    Diff(ModelDiffArgs),
 }
 
 /// Arguments of `weir model check`.
@@ -137,6 +141,7 @@ pub fn run(command: &ModelCommand) -> anyhow::Result<ExitCode> {
         ModelCommand::Promote(args) => release::wish(args, "promote", &mut out).map(|()| ExitCode::SUCCESS),
         ModelCommand::Rollback(args) => release::wish(args, "rollback", &mut out).map(|()| ExitCode::SUCCESS),
         ModelCommand::List(args) => release::list(args, &mut out).map(|()| ExitCode::SUCCESS),
+        ModelCommand::Diff(args) => diff::run(args, &mut out),
     }
 }
 

@@ -322,6 +322,7 @@ impl<'a> Fleet<'a> {
                 | SessionOutput::Advice(_)
                 | SessionOutput::Asked { .. }
                 | SessionOutput::PolicyOffer(_)
+                | SessionOutput::ModelOffer(_)
                 | SessionOutput::Pools(_)
                 | SessionOutput::Pinged
                 | SessionOutput::Heartbeat { .. }

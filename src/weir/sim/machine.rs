@@ -18,6 +18,7 @@ use weir_logic::graph::Stamp;
 use weir_logic::ids::{BlockKey, Class, Epoch, Void};
 use weir_logic::ingest::{ConnId, FateCounters, InferJob, Moment, RouteError, Scored, Verdict};
 use weir_logic::lanes::Found;
+use weir_logic::models::FetchStart;
 use weir_logic::mqtt::UserIndex;
 use weir_logic::policy::Policy;
 use weir_logic::receive::{self, Receiver};
@@ -216,6 +217,7 @@ impl<'a> World<'a> {
             found: Found::default(),
             budgets: site.budgets,
             policy: PolicyStart::default(),
+            models: FetchStart::default(),
         };
         let streams = site.policy.streams.len();
         let next = messages.next();
@@ -447,7 +449,8 @@ impl<'a> World<'a> {
                 // Its messages come from no broker.
                 Output::BrokerConnect { .. } | Output::BrokerClose { .. } => {}
                 // Its cloud offers no policies.
-                Output::CheckPolicy { .. } | Output::Offload { .. } | Output::CancelOffload { .. } | Output::Event(_) => {}
+                Output::CheckPolicy { .. } | Output::Offload { .. } | Output::CancelOffload { .. } => {}
+                Output::Fetch(_) | Output::Event(_) => {}
             }
         }
         self.advance();

@@ -2,6 +2,7 @@
 
 use std::cmp::Ordering;
 
+use weir_host::units::Duration;
 use weir_infer::{LoadError, Manifest, ManifestError, Model as LoadedModel};
 use weir_logic::payload::PayloadFormat;
 use weir_logic::policy::StreamFidelity;
@@ -46,6 +47,9 @@ fn check_infer(context: &Context<'_>, findings: &mut Findings<'_, '_>) {
     let why = "windows that wait are held in memory";
     check_range(findings, "infer.queue_windows_max", &infer.queue_windows_max, &(1..=65_536), why);
     check_range(findings, "infer.state_devices_max", &infer.state_devices_max, &(1..=65_536), "their state is held in memory");
+    let hang = Duration::from_secs(1)..=Duration::from_secs(600);
+    let why = "a busy box lets a thread wait for seconds, and windows wait for a model that hangs";
+    check_range(findings, "infer.hang_timeout", &infer.hang_timeout, &hang, why);
     check_range(findings, "infer.batch_windows_max", &infer.batch_windows_max, &(1..=1_024), "beyond 32 nothing is gained");
     if let Some(library) = &infer.library {
         if library.is_relative() {

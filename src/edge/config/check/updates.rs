@@ -22,6 +22,10 @@ pub(super) fn check(context: &Context<'_>, findings: &mut Findings<'_, '_>) {
     check_range(findings, &path("share"), &updates.share, &(0.0..=1.0), "it is a share: 0.1 is every tenth device");
     let stage = Duration::from_secs(10)..=Duration::from_secs(30 * 86_400);
     check_range(findings, &path("stage_timeout"), &updates.stage_timeout, &stage, "windows must have time to come");
+    let bytes = Bytes::from_kib(1)..=Bytes::from_gib(1_024);
+    let why = "a package of some KiB must come whole one day";
+    check_range(findings, &path("day_bytes"), &updates.day_bytes, &bytes, why);
+    check_range(findings, &path("month_bytes"), &updates.month_bytes, &bytes, why);
     if updates.key.is_some() && config.model.is_empty() && config.stream.iter().all(|stream| stream.task.is_none()) {
         let hint = "add [[model]], or remove the key";
         findings.warn(&path("key"), "models are taken, and there is no model that they could replace", hint);

@@ -14,6 +14,8 @@ fn what_cannot_be_meant_is_refused_at_its_line_with_a_reason() {
         ("windows = 0", "0 is not within 10 to 1000000"),
         ("agreement_min = 90.0", "90 is not within 0 to 1"),
         ("share = 2.0", "2 is not within 0 to 1"),
+        ("day_bytes = \"0B\"", "is not within 1KiB to 1TiB"),
+        ("month_bytes = \"12B\"", "is not within 1KiB to 1TiB"),
         ("stage_timeout = \"1s\"", "1s is not within 10s to 30d"),
     ] {
         let errors = parse(&format!("[infer.updates]\n{key}\n")).config.expect_err(key);
@@ -31,5 +33,7 @@ fn a_key_without_a_model_to_replace_is_a_warning_and_with_one_it_is_applied() {
     let config = parse(&text).config.unwrap_or_else(|err| panic!("{err}"));
     assert_eq!(config.infer.updates.key.as_ref().map(ToString::to_string).as_deref(), Some(KEY));
     let rules = config.infer.updates.rules();
+    let fetch = config.infer.updates.fetch_rules().expect("there is a key");
+    assert_eq!((fetch.package_len_max, fetch.day_bytes, fetch.metered), (65 << 20, 64 << 20, false));
     assert_eq!((rules.windows, rules.share_ppm, rules.stage_us_max), (50, 250_000, 3_600_000_000));
 }

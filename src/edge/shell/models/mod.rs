@@ -7,6 +7,7 @@
 //!
 //! A swap is a worker that takes another's place: what the old one has queued is still answered by it.
 
+mod fetcher;
 mod inbox;
 mod shape;
 mod start;
@@ -24,7 +25,7 @@ use tokio::sync::mpsc;
 use weir_host::clock::Clock;
 use weir_infer::{Manifest, Model, Origin, Worker};
 use weir_logic::ingest::{ModelName, Scored};
-use weir_logic::models::{Change, Fault, Input, News, Output, Release, Slot, Stage, Updates};
+use weir_logic::models::{Change, Fault, Input, News, Output, Release, Slot, Stage, TaskModels, Updates};
 
 use super::InferMessage;
 use super::trial::TrialProcess;
@@ -35,6 +36,7 @@ use inbox::Inbox;
 use shape::Shape;
 use start::start_worker;
 
+pub(crate) use fetcher::Fetcher;
 pub(crate) use start::start_models;
 
 /// What the driver tells the desk.
@@ -44,6 +46,8 @@ pub(crate) enum ToModels {
     Scored { model: usize, windows: Vec<Shown> },
     /// What a model on probation did, since the last time.
     Served { model: usize, windows: u64, errors: u64, last_error: String, us: u64 },
+    /// A model's worker gave no answer to a batch for so long that it was given up. `generation` is that of its last swap.
+    Hung { model: usize, generation: u64, waited_s: u64 },
 }
 
 /// A window that the active model has scored.
@@ -79,8 +83,10 @@ pub(crate) enum FromModels {
     Swap {
         model: usize,
         worker: Box<Worker>,
+        /// Counts the swaps of this model, from 1 on.
+        generation: u64,
     },
-    Status(Vec<UpdateStatus>),
+    Status(Vec<UpdateStatus>, Vec<TaskModels>),
 }
 
 /// Between two looks at the inbox and the time.
@@ -97,10 +103,14 @@ struct Task {
     name: String,
     /// Position among the workers, once it runs.
     index: Option<usize>,
+    /// Swaps so far.
+    generation: u64,
     /// What streams give it; `None` if the configuration's file cannot be read, and whatever the store has is taken.
     shape: Option<Shape>,
     updates: Updates,
     counts: BTreeMap<String, u64>,
+    /// The last one that was refused, and why.
+    refused: Option<(u64, String)>,
     events: VecDeque<String>,
 }
 
@@ -124,7 +134,7 @@ pub(crate) struct ModelDesk {
     infer_tx: mpsc::Sender<InferMessage>,
     /// On its own thread, where it may wait for the driver.
     is_running: bool,
-    shown: Vec<UpdateStatus>,
+    shown: (Vec<UpdateStatus>, Vec<TaskModels>),
 }
 
 impl ModelDesk {
@@ -168,7 +178,7 @@ impl ModelDesk {
             trial: None,
             infer_tx: infer_tx.clone(),
             is_running: false,
-            shown: Vec::new(),
+            shown: Default::default(),
         };
         for entry in entries {
             desk.add_task(entry, has_crashed);
@@ -186,8 +196,18 @@ impl ModelDesk {
         }
         let updates = Updates::start(self.clock.now_us(), self.store.slot(&name), self.infer.updates.rules(), has_crashed);
         let shape = manifest.as_ref().map(Shape::of);
-        let (counts, events) = (BTreeMap::new(), VecDeque::new());
-        self.tasks.push(Task { entry: entry.clone(), name, index: None, shape, updates, counts, events });
+        let (counts, refused, events) = (BTreeMap::new(), None, VecDeque::new());
+        self.tasks.push(Task {
+            entry: entry.clone(),
+            name,
+            index: None,
+            generation: 0,
+            shape,
+            updates,
+            counts,
+            refused,
+            events,
+        });
         self.save_first(self.tasks.len() - 1);
     }
 
@@ -248,6 +268,7 @@ impl ModelDesk {
                         self.give(at, Input::Observed(seen));
                     }
                 }
+                Ok(ToModels::Hung { model, generation, waited_s }) => self.hung(model, generation, waited_s),
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return,
             }
@@ -258,6 +279,17 @@ impl ModelDesk {
                 self.tell_status();
             }
         }
+    }
+
+    /// A model in the gateway's process hangs: it is taken back, and the one before answers. Of one that was swapped out meanwhile
+    /// nothing is to be said.
+    fn hung(&mut self, model: usize, generation: u64, waited_s: u64) {
+        let of = |task: &Task| task.index == Some(model) && task.generation == generation;
+        let Some(at) = self.tasks.iter().position(of) else { return };
+        let trial = self.tasks[at].updates.slot().trial.as_ref();
+        let is_on_probation = trial.is_some_and(|trial| trial.stage == Stage::Probation);
+        let fault = Fault::Hung { waited_s };
+        self.give(at, if is_on_probation { Input::Failed(fault) } else { Input::ActiveFailed(fault) });
     }
 
     /// What was decided at the start, and needs the gateway.
@@ -342,7 +374,9 @@ impl ModelDesk {
         let is_on_trial = release.is_some() && on_trial.map(|trial| &trial.release) == release;
         let input = match worker {
             Ok(worker) => {
-                self.tell(FromModels::Swap { model: index, worker: Box::new(worker) });
+                self.tasks[at].generation += 1;
+                let generation = self.tasks[at].generation;
+                self.tell(FromModels::Swap { model: index, worker: Box::new(worker), generation });
                 let watch = if is_on_trial { Watch::Count } else { Watch::Nothing };
                 self.tell(FromModels::Watch { model: index, watch });
                 if is_on_trial { Input::Loaded } else { return }
@@ -390,6 +424,9 @@ impl ModelDesk {
                 tracing::warn!(task = name, version, change, reason, "model");
             }
         }
+        if news.change == Change::Refused {
+            task.refused = Some((version, news.reason.clone()));
+        }
         *task.counts.entry(change.to_owned()).or_default() += 1;
         if task.events.len() == EVENTS_MAX {
             task.events.pop_front();
@@ -399,10 +436,12 @@ impl ModelDesk {
     }
 
     fn tell_status(&mut self) {
-        let status: Vec<UpdateStatus> = self.tasks.iter().map(Task::status).collect();
-        if self.is_running && status != self.shown {
-            self.shown.clone_from(&status);
-            self.tell(FromModels::Status(status));
+        let running = self.tasks.iter().filter(|task| task.index.is_some());
+        let shown: (Vec<UpdateStatus>, Vec<TaskModels>) =
+            (self.tasks.iter().map(Task::status).collect(), running.map(Task::models).collect());
+        if self.is_running && shown != self.shown {
+            self.shown.clone_from(&shown);
+            self.tell(FromModels::Status(shown.0, shown.1));
         }
     }
 
@@ -424,6 +463,19 @@ impl Drop for ModelDesk {
 }
 
 impl Task {
+    /// What the cloud is told of.
+    fn models(&self) -> TaskModels {
+        let slot = self.updates.in_force();
+        TaskModels {
+            task: self.name.clone(),
+            active: slot.active.as_ref().map_or(0, |release| release.version),
+            tried: slot.tried,
+            trial: slot.trial.as_ref().map(|trial| (trial.release.version, trial.stage.name())),
+            last: slot.last.as_ref().map(|news| (news.version, news.change, news.reason.clone())),
+            refused: self.refused.clone(),
+        }
+    }
+
     fn status(&self) -> UpdateStatus {
         let slot = self.updates.in_force();
         let version = |release: &Option<Release>| release.as_ref().map_or(0, |release| release.version);

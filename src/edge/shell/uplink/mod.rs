@@ -5,8 +5,8 @@
 //! that nobody resolves are attempts that failed, with a reason, and are tried again. Every attempt has a generation; what an
 //! older one still reports is dropped by the receiver.
 
+mod asking;
 mod counted;
-mod offload;
 mod quic;
 mod tcp;
 
@@ -45,6 +45,14 @@ pub(crate) enum UplinkCommand {
     CancelOffload {
         id: u64,
     },
+    /// A part of a model is wanted, on a stream of its own.
+    AskChunk {
+        id: u64,
+        bytes: Vec<u8>,
+    },
+    CancelChunk {
+        id: u64,
+    },
     Disconnect,
 }
 
@@ -66,6 +74,14 @@ pub(crate) enum UplinkEvent {
     },
     /// A request's stream ended without an answer.
     OffloadFailed {
+        id: u64,
+    },
+    /// The same of a part of a model.
+    ChunkCame {
+        id: u64,
+        bytes: Vec<u8>,
+    },
+    ChunkFailed {
         id: u64,
     },
     Closed(String),
@@ -102,8 +118,9 @@ pub(crate) enum Transport {
 const BLOCKS_LEN: usize = 2_048;
 /// Control messages on their way to their stream; of heartbeats alone, more are not waiting before silence ends the session.
 const CONTROL_LEN: usize = 1_024;
-/// Requests to pools, and words that they are not awaited any more; no more of either are under way at a time.
-const OFFLOADS_LEN: usize = 4 * IN_FLIGHT_MAX;
+/// Requests to pools, and words that they are not awaited any more; no more of either are under way at a time. Of models there is
+/// one request.
+const ASKING_LEN: usize = 4 * IN_FLIGHT_MAX + 4;
 
 /// Runs an uplink until its commands end.
 ///
@@ -155,11 +172,21 @@ pub(crate) async fn run(
                 attempt.as_ref().is_some_and(|attempt| is_full(&attempt.blocks_tx.try_send((flow, block))))
             }
             Some(UplinkCommand::Offload { id, class, purpose, bytes }) => {
-                let window = ToPool::Ask { id, priority: offload::priority(class, purpose), bytes };
-                attempt.as_ref().is_some_and(|attempt| is_full(&attempt.offloads_tx.try_send(window)))
+                let priority = asking::priority(class, purpose);
+                let window = Asking::Ask { asked: Asked::Window(id), priority, bytes };
+                attempt.as_ref().is_some_and(|attempt| is_full(&attempt.asking_tx.try_send(window)))
             }
             Some(UplinkCommand::CancelOffload { id }) => {
-                attempt.as_ref().is_some_and(|attempt| is_full(&attempt.offloads_tx.try_send(ToPool::Cancel { id })))
+                let cancel = Asking::Cancel(Asked::Window(id));
+                attempt.as_ref().is_some_and(|attempt| is_full(&attempt.asking_tx.try_send(cancel)))
+            }
+            Some(UplinkCommand::AskChunk { id, bytes }) => {
+                let chunk = Asking::Ask { asked: Asked::Chunk(id), priority: asking::CHUNK_PRIORITY, bytes };
+                attempt.as_ref().is_some_and(|attempt| is_full(&attempt.asking_tx.try_send(chunk)))
+            }
+            Some(UplinkCommand::CancelChunk { id }) => {
+                let cancel = Asking::Cancel(Asked::Chunk(id));
+                attempt.as_ref().is_some_and(|attempt| is_full(&attempt.asking_tx.try_send(cancel)))
             }
         };
         if is_stuck {
@@ -186,18 +213,27 @@ fn is_full<T>(sent: &Result<(), mpsc::error::TrySendError<T>>) -> bool {
     matches!(sent, Err(mpsc::error::TrySendError::Full(_)))
 }
 
-/// What the attempt is told of requests to pools.
+/// What is asked on a stream of its own, by its number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Asked {
+    /// What a pool says of a window.
+    Window(u64),
+    /// A part of a model.
+    Chunk(u64),
+}
+
+/// What the attempt is told of such requests.
 #[derive(Debug)]
-enum ToPool {
-    Ask { id: u64, priority: i32, bytes: Vec<u8> },
-    Cancel { id: u64 },
+enum Asking {
+    Ask { asked: Asked, priority: i32, bytes: Vec<u8> },
+    Cancel(Asked),
 }
 
 /// One attempt to connect, and the connection that came of it. Dropping it closes the connection.
 struct Attempt {
     control_tx: mpsc::Sender<Vec<u8>>,
     blocks_tx: mpsc::Sender<(Flow, Bytes)>,
-    offloads_tx: mpsc::Sender<ToPool>,
+    asking_tx: mpsc::Sender<Asking>,
     _tasks: JoinSet<()>,
 }
 
@@ -205,15 +241,15 @@ struct Attempt {
 struct Outgoing {
     control_rx: mpsc::Receiver<Vec<u8>>,
     blocks_rx: mpsc::Receiver<(Flow, Bytes)>,
-    offloads_rx: mpsc::Receiver<ToPool>,
+    asking_rx: mpsc::Receiver<Asking>,
 }
 
 impl Attempt {
     fn start(target: Arc<UplinkTarget>, events: Events) -> Self {
         let (control_tx, control_rx) = mpsc::channel(CONTROL_LEN);
         let (blocks_tx, blocks_rx) = mpsc::channel(BLOCKS_LEN);
-        let (offloads_tx, offloads_rx) = mpsc::channel(OFFLOADS_LEN);
-        let outgoing = Outgoing { control_rx, blocks_rx, offloads_rx };
+        let (asking_tx, asking_rx) = mpsc::channel(ASKING_LEN);
+        let outgoing = Outgoing { control_rx, blocks_rx, asking_rx };
         let mut tasks = JoinSet::new();
         tasks.spawn(async move {
             let reason = match &target.transport {
@@ -223,7 +259,7 @@ impl Attempt {
             tracing::debug!(uplink = target.name, %reason, "connection ended");
             events.send(UplinkEvent::Closed(reason)).await;
         });
-        Attempt { control_tx, blocks_tx, offloads_tx, _tasks: tasks }
+        Attempt { control_tx, blocks_tx, asking_tx, _tasks: tasks }
     }
 }
 

@@ -17,7 +17,7 @@ use weir_logic::health::PathStats;
 use weir_logic::ids::Class;
 use weir_logic::lanes::Flow;
 
-use super::{BLOCKS_LEN, Events, Outgoing, UplinkEvent, UplinkTarget, look_up, offload, words};
+use super::{BLOCKS_LEN, Events, Outgoing, UplinkEvent, UplinkTarget, asking, look_up, words};
 
 /// Largest piece handed to QUIC at once.
 const PIECE_LEN: usize = 16 * 1024;
@@ -57,7 +57,7 @@ async fn connect(target: &UplinkTarget, config: &quinn::ClientConfig) -> Result<
 
 /// Moves bytes until the connection ends; returns why.
 async fn converse(connection: Connection, events: &Events, outgoing: Outgoing) -> String {
-    let Outgoing { control_rx, blocks_rx, offloads_rx } = outgoing;
+    let Outgoing { control_rx, blocks_rx, asking_rx } = outgoing;
     let (control_out, control_in) = match connection.open_bi().await {
         Ok(streams) => streams,
         Err(err) => return err.to_string(),
@@ -69,7 +69,7 @@ async fn converse(connection: Connection, events: &Events, outgoing: Outgoing) -
     tasks.spawn(write_control(control_out, control_rx));
     tasks.spawn(read_control(control_in, events.clone()));
     tasks.spawn(write_blocks(connection.clone(), blocks_rx, events.clone()));
-    tasks.spawn(offload::ask(connection.clone(), offloads_rx, events.clone()));
+    tasks.spawn(asking::ask(connection.clone(), asking_rx, events.clone()));
     tasks.spawn(watch_path(connection.clone(), events.clone()));
     let reason = tokio::select! {
         reason = connection.closed() => Some(reason.to_string()),

@@ -136,3 +136,19 @@ fn a_worker_whose_thread_has_ended_returns_requests() {
     assert_eq!((refused.request.id, refused.reason), (2, RefusedReason::Stopped));
     assert_eq!(worker.stop().rows, 1);
 }
+
+#[test]
+fn a_worker_that_is_not_at_a_batch_cannot_be_given_up_and_ends_in_time() {
+    for backend in backends() {
+        let mut held = Held::start(backend, WorkerOptions::default());
+        assert_eq!((held.worker.under_way(), held.worker.give_up()), (None, None));
+        held.worker.try_submit(held.request(1)).unwrap();
+        assert_eq!(ids(&held.batch()), [1], "all goes on");
+        // Its model is done, though the sink holds it up.
+        assert_eq!((held.worker.under_way(), held.worker.give_up()), (None, None));
+        assert!(!held.worker.is_given_up() && !held.worker.stats().given_up);
+        let (sink_waits, limit) = (held.worker, Duration::from_millis(50));
+        assert!(!sink_waits.stop_within(limit), "it is not waited for");
+        drop(held.go_on);
+    }
+}

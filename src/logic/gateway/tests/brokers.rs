@@ -231,7 +231,16 @@ impl Yard {
         let (held, packet_ids) = (self.store.held(), self.store.packet_ids());
         let found = Found { held: &held, packet_ids: &packet_ids, ..Found::default() };
         let (name, software) = ("box", "test");
-        let start = Start { epoch, seed: epoch.0, name, software, found, budgets: &[], policy: PolicyStart::default() };
+        let start = Start {
+            epoch,
+            seed: epoch.0,
+            name,
+            software,
+            found,
+            budgets: &[],
+            policy: PolicyStart::default(),
+            models: FetchStart::default(),
+        };
         self.gateway = Some(Gateway::new(self.moment(), self.policy.clone(), &start).expect("sound filters"));
     }
 

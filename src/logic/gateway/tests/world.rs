@@ -447,6 +447,7 @@ impl World {
             found,
             budgets: &[],
             policy: self.scenario.offers.clone(),
+            models: FetchStart::default(),
         };
         self.gateway =
             Some(Gateway::new(self.moment(), self.scenario.policy_of(start.policy.version), &start).expect("sound filters"));
@@ -566,6 +567,7 @@ impl World {
                     }
                 }
                 Output::CheckPolicy { version, .. } => self.check_policy(version),
+                Output::Fetch(_) => panic!("no model is offered here"),
                 Output::BrokerConnect { .. } | Output::BrokerClose { .. } => panic!("there is no broker here"),
                 Output::Offload { uplink, id, .. } => {
                     assert!(self.links[usize::from(uplink)].session.is_some(), "a request needs a connection");

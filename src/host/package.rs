@@ -3,10 +3,10 @@
 //! Three lines of text (what it is, the head, the signature), a fourth with two lengths, and then the bytes of manifest and
 //! model, one after the other. The signature is of the second line as it stands.
 
+use ring::digest;
 use serde::{Deserialize, Serialize};
-use sha2::{Digest as _, Sha256};
-use weir_host::sign::{PublicKey, SecretKey, SignError, signature_from_text, signature_to_text};
-use weir_logic::rollout::is_for;
+
+use crate::sign::{PublicKey, SecretKey, SignError, signature_from_text, signature_to_text};
 
 /// What is signed of a model.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -83,6 +83,8 @@ pub enum PackageError {
     },
 }
 
+/// What files of packages are called.
+pub const PACKAGE_EXTENSION: &str = "weir-model";
 /// Longest package: a model of 64 MiB, and what belongs to it.
 pub const PACKAGE_LEN_MAX: u64 = 65 << 20;
 /// What a package begins with.
@@ -146,6 +148,11 @@ impl Package {
         sha256(bytes)
     }
 
+    /// The same as bytes, as offers name a whole package.
+    pub fn sum_bytes(bytes: &[u8]) -> Vec<u8> {
+        digest::digest(&digest::SHA256, bytes).as_ref().to_vec()
+    }
+
     /// SHA-256 of the head, in hexadecimal: what the package is known by.
     pub fn id(&self) -> String {
         sha256(self.head_text.as_bytes())
@@ -168,25 +175,21 @@ impl Head {
         Ok(head)
     }
 
-    /// Checks that a head was signed, and for this gateway.
+    /// Checks that a head was signed. Whom it is for is for whoever knows what patterns of names mean.
     ///
     /// # Errors
-    /// `Signature` or `Target`.
-    pub fn verify(&self, text: &str, signature: &str, key: &PublicKey, gateway: &str) -> Result<(), PackageError> {
+    /// `Signature`.
+    pub fn verify(text: &str, signature: &str, key: &PublicKey) -> Result<(), PackageError> {
         signature_from_text(signature)
             .and_then(|signature| key.verify_model(text.as_bytes(), &signature))
-            .map_err(|source| PackageError::Signature { key: key.to_string(), source })?;
-        if !is_for(&self.gateways, gateway) {
-            return Err(PackageError::Target { gateways: self.gateways.clone(), gateway: gateway.to_owned() });
-        }
-        Ok(())
+            .map_err(|source| PackageError::Signature { key: key.to_string(), source })
     }
 }
 
 /// Lower-case hexadecimal SHA-256.
-pub(super) fn sha256(bytes: &[u8]) -> String {
+fn sha256(bytes: &[u8]) -> String {
     use std::fmt::Write as _;
-    Sha256::digest(bytes).iter().fold(String::with_capacity(64), |mut text, byte| {
+    digest::digest(&digest::SHA256, bytes).as_ref().iter().fold(String::with_capacity(64), |mut text, byte| {
         let _ = write!(text, "{byte:02x}"); // writing to a String cannot fail
         text
     })
@@ -200,10 +203,10 @@ fn line(bytes: &[u8]) -> Result<(&str, &[u8]), PackageError> {
 }
 
 #[cfg(test)]
-pub(super) mod tests {
+mod tests {
     use super::*;
 
-    pub(crate) fn head(version: u64) -> Head {
+    fn head(version: u64) -> Head {
         let gateways = vec!["box-*".to_owned()];
         let (manifest, model) = (String::new(), String::new());
         Head { task: "activity".to_owned(), version, gateways, window_us_max: 500, manifest, model }
@@ -214,15 +217,12 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn a_package_survives_as_bytes_and_is_verified_for_its_gateways_only() {
+    fn a_package_survives_as_bytes_and_is_verified() {
         let key = SecretKey::generate().unwrap();
         let package = package(&key);
         let again = Package::read(&package.to_bytes()).unwrap();
         assert_eq!(again, package);
-        let verify = |gateway| again.head.verify(&again.head_text, &again.signature, &key.public(), gateway);
-        assert_eq!(verify("box-1"), Ok(()));
-        let other = verify("hall-1").unwrap_err();
-        assert!(other.to_string().contains("it is for box-*, and this is hall-1"), "{other}");
+        assert_eq!(Head::verify(&again.head_text, &again.signature, &key.public()), Ok(()));
     }
 
     #[test]
@@ -237,7 +237,7 @@ pub(super) mod tests {
             let mut changed = bytes.clone();
             changed[at] ^= 0x04;
             let read = Package::read(&changed);
-            let verified = read.and_then(|read| read.head.verify(&read.head_text, &read.signature, &key.public(), "box-1"));
+            let verified = read.and_then(|read| Head::verify(&read.head_text, &read.signature, &key.public()));
             assert!(verified.is_err(), "byte {at}");
         }
         let cut = Package::read(&bytes[..bytes.len() - 1]).unwrap_err();
@@ -248,9 +248,9 @@ pub(super) mod tests {
     fn a_signature_of_another_key_or_of_a_policy_is_none() {
         let (key, other) = (SecretKey::generate().unwrap(), SecretKey::generate().unwrap());
         let mut package = package(&key);
-        let wrong = package.head.verify(&package.head_text, &package.signature, &other.public(), "box-1").unwrap_err();
+        let wrong = Head::verify(&package.head_text, &package.signature, &other.public()).unwrap_err();
         assert!(matches!(wrong, PackageError::Signature { .. }), "{wrong}");
         package.signature = signature_to_text(&key.sign(package.head_text.as_bytes()));
-        assert!(package.head.verify(&package.head_text, &package.signature, &key.public(), "box-1").is_err());
+        assert!(Head::verify(&package.head_text, &package.signature, &key.public()).is_err());
     }
 }
