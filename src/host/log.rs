@@ -3,7 +3,10 @@
 use std::io;
 
 use serde::{Deserialize, Serialize};
-use tracing_subscriber::{EnvFilter, fmt, util::SubscriberInitExt as _};
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
+use tracing_subscriber::{fmt, registry};
 
 /// How a line of the log looks.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -40,16 +43,17 @@ pub enum LogError {
 /// # Errors
 /// `Filter` for a filter that is none, `SetUpTwice` if the process has a subscriber.
 pub fn init(filter: &str, format: LogFormat) -> Result<(), LogError> {
-    let env_filter = parse_filter(filter)?;
-    let builder = fmt().with_env_filter(env_filter).with_writer(io::stderr);
+    // Not `EnvFilter`: it can tell spans apart by their fields, and for that brings an engine for regular expressions.
+    let targets = parse_filter(filter)?;
+    let layer = fmt::layer().with_writer(io::stderr);
     let outcome = match format {
         LogFormat::Text => {
             // Source: no-color.org. A serial console is a terminal, but what listens to it is often a file.
             let is_plain = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
             let is_terminal = io::IsTerminal::is_terminal(&io::stderr());
-            builder.with_ansi(is_terminal && !is_plain).finish().try_init()
+            registry().with(layer.with_ansi(is_terminal && !is_plain)).with(targets).try_init()
         }
-        LogFormat::Json => builder.json().flatten_event(true).finish().try_init(),
+        LogFormat::Json => registry().with(layer.json().flatten_event(true)).with(targets).try_init(),
     };
     outcome.map_err(|source| LogError::SetUpTwice { source })
 }
@@ -62,8 +66,8 @@ pub fn check_filter(filter: &str) -> Result<(), LogError> {
     parse_filter(filter).map(drop)
 }
 
-fn parse_filter(filter: &str) -> Result<EnvFilter, LogError> {
-    EnvFilter::builder().parse(filter).map_err(|source| LogError::Filter { filter: filter.to_owned(), source })
+fn parse_filter(filter: &str) -> Result<Targets, LogError> {
+    filter.parse().map_err(|source| LogError::Filter { filter: filter.to_owned(), source })
 }
 
 #[cfg(test)]
