@@ -5,7 +5,7 @@
 #
 #   1  weir-boot    16 MiB  FAT     GRUB, and the note of which slot is good and which on trial
 #   2  weir-a       56 MiB  squashfs, read-only: kernel, initramfs, userland, weir-edge, weir-supervisor
-#   3  weir-b       56 MiB  the same; updates go to the slot that does not run
+#   3  weir-b       56 MiB  the same, so that another can be tried beside the one that works
 #   4  weir-config  16 MiB  FAT     what a person puts there: edge.toml, certificates, models, network.conf
 #   5  weir-data   128 MiB  ext4    buffer and last good configuration; takes the rest of the card at the first start
 set -euo pipefail
